@@ -1,0 +1,11 @@
+//! What Potluck's nodes and clients share.
+//!
+//! Everything here is pure, a function of its arguments without clock, disk or socket, except [`transport`], the QUIC
+//! endpoint. Nothing here depends on the node or on the client.
+
+pub mod cert;
+pub mod encoding;
+pub mod id;
+pub mod key;
+pub mod stripe;
+pub mod wire;
