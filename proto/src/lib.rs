@@ -3,9 +3,15 @@
 //! Everything here is pure, a function of its arguments without clock, disk or socket, except [`transport`], the QUIC
 //! endpoint. Nothing here depends on the node or on the client.
 
+pub mod assignment;
+pub mod blocks;
 pub mod cert;
+pub mod codec;
 pub mod encoding;
 pub mod id;
 pub mod key;
+pub mod quorum;
+pub mod ring;
+pub mod scheme;
 pub mod stripe;
 pub mod wire;
