@@ -8,4 +8,5 @@ pub mod encoding;
 pub mod id;
 pub mod key;
 pub mod stripe;
+pub mod transport;
 pub mod wire;
