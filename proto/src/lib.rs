@@ -14,4 +14,5 @@ pub mod quorum;
 pub mod ring;
 pub mod scheme;
 pub mod stripe;
+pub mod transport;
 pub mod wire;
