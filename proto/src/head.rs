@@ -360,9 +360,9 @@ mod tests {
             prop_assert_eq!(&forward, &again);
             // Nothing is lost: each head is included in some maximal one.
             for head in &heads {
-                prop_assert!(forward.iter().any(|max| {
-                    matches!(max.vector.compare(&head.vector), Causality::After | Causality::Equal)
-                }));
+                let included =
+                    |max: &SignedHead| matches!(max.vector.compare(&head.vector), Causality::After | Causality::Equal);
+                prop_assert!(forward.iter().any(included));
             }
         }
 

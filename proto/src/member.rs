@@ -27,7 +27,7 @@ const SOFTWARE_LIMIT: usize = 64;
 const REVOCATION_LIMIT: usize = 1024;
 
 /// What a node says of itself, signed by its own key.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberRecord {
     /// Its admission.
     pub cert: MemberCert,
@@ -48,7 +48,7 @@ pub struct MemberRecord {
 }
 
 /// A record with its exact bytes and a checked signature.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedRecord {
     record: MemberRecord,
     bytes: Vec<u8>,
@@ -85,7 +85,10 @@ impl MemberRecord {
             encode_address(&mut encoder, *address);
         }
         let flags = u8::from(self.left) | u8::from(self.leaving) << 1 | u8::from(self.full) << 2;
-        encoder.u64(self.capacity).u8(flags).bytes(&self.software.as_bytes()[..self.software.len().min(SOFTWARE_LIMIT)]);
+        encoder
+            .u64(self.capacity)
+            .u8(flags)
+            .bytes(&self.software.as_bytes()[..self.software.len().min(SOFTWARE_LIMIT)]);
         SignedRecord { bytes: seal(encoder, Context::MemberRecord, node), record: self }
     }
 
@@ -320,7 +323,9 @@ impl MemberTable {
         let vault = revocation.vault();
         let known = self.vaults.contains_key(&vault);
         let same_vault = (vault, DeviceId([0; 32]))..=(vault, DeviceId([255; 32]));
-        if !known || self.revocations.contains_key(&key) || self.revocations.range(same_vault).count() >= REVOCATION_LIMIT
+        if !known
+            || self.revocations.contains_key(&key)
+            || self.revocations.range(same_vault).count() >= REVOCATION_LIMIT
         {
             return false;
         }

@@ -16,7 +16,6 @@ mod error;
 mod executor;
 mod limits;
 
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 
