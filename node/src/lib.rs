@@ -1,3 +1,6 @@
 //! placeholder
 pub mod durable;
+pub mod heads;
+pub mod identity;
+pub mod membership;
 pub mod store;
