@@ -69,7 +69,9 @@ impl Heads {
         let mut slots = BTreeMap::new();
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
-            let Some(vault) = path.file_name().and_then(|name| name.to_str()?.parse::<VaultId>().ok()) else { continue };
+            let Some(vault) = path.file_name().and_then(|name| name.to_str()?.parse::<VaultId>().ok()) else {
+                continue;
+            };
             match Replica::decode(&std::fs::read(&path)?) {
                 Ok(mut replica) => {
                     replica.unsettle();
@@ -215,7 +217,8 @@ impl Heads {
 
     /// The heads among these that are what they say; accepted heads of devices revoked since still count.
     fn genuine(&self, view: &View, vault: &VaultId, heads: &[Bytes]) -> Vec<SignedHead> {
-        let decoded = heads.iter().take(potluck_proto::head::CONCURRENT_LIMIT * 2).map(|head| SignedHead::decode(head.clone()));
+        let decoded =
+            heads.iter().take(potluck_proto::head::CONCURRENT_LIMIT * 2).map(|head| SignedHead::decode(head.clone()));
         let (cluster, vault) = (view.table.cluster(), *vault);
         decoded.flatten().filter(|head| head.vault() == vault && head.cluster == cluster).collect()
     }
@@ -358,9 +361,10 @@ impl Heads {
         while let Some(answer) = calls.next().await {
             let Some((node, reply)) = answer else { continue };
             let Ok(list) = wire::id("list", &reply.list) else { continue };
-            let past = reply.past.iter().take(LIST_LIMIT).map(|list| {
-                ReplicaList::new(list.members.iter().take(4096).filter_map(|id| NodeId::from_slice(id)))
-            });
+            let past =
+                reply.past.iter().take(LIST_LIMIT).map(|list| {
+                    ReplicaList::new(list.members.iter().take(4096).filter_map(|id| NodeId::from_slice(id)))
+                });
             let heard = Heard { list, settled: reply.settled, past: past.collect() };
             answers.push((node, heard, self.genuine(view, &vault, &reply.heads)));
         }

@@ -3,4 +3,5 @@ pub mod durable;
 pub mod heads;
 pub mod identity;
 pub mod membership;
+pub mod repair;
 pub mod store;

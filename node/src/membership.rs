@@ -118,13 +118,8 @@ impl Membership {
         }
         let me = NodeId::from(key.public());
         let up = BTreeMap::from([(me, Instant::now())]);
-        let view = View {
-            me,
-            digest: table.digest(),
-            ring: Arc::new(table.ring()),
-            table: Arc::new(table.clone()),
-            up,
-        };
+        let view =
+            View { me, digest: table.digest(), ring: Arc::new(table.ring()), table: Arc::new(table.clone()), up };
         let (view, _) = watch::channel(Arc::new(view));
         Ok(Self { me, key, path, table: Mutex::new(table), view })
     }
@@ -193,7 +188,9 @@ impl Membership {
     /// Records that a node is up or down; true if that is news.
     pub fn set_up(&self, node: NodeId, up: bool) -> bool {
         self.view.send_if_modified(|view| {
-            if node == view.me || view.is_up(&node) == up || (up && view.table.standing(&node) == Some(Standing::Evicted))
+            if node == view.me
+                || view.is_up(&node) == up
+                || (up && view.table.standing(&node) == Some(Standing::Evicted))
             {
                 return false;
             }

@@ -36,7 +36,12 @@ const LONELY_FAN_OUT: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Answers another node's call.
-pub fn answer(membership: &Membership, swim: &SwimHandle, caller: Option<NodeId>, call: &wire::Members) -> wire::MembersReply {
+pub fn answer(
+    membership: &Membership,
+    swim: &SwimHandle,
+    caller: Option<NodeId>,
+    call: &wire::Members,
+) -> wire::MembersReply {
     if let Some(table) = &call.table {
         membership.merge(table);
     }
