@@ -15,3 +15,6 @@ pub mod ring;
 pub mod scheme;
 pub mod stripe;
 pub mod wire;
+
+#[cfg(test)]
+mod format_tests;

@@ -66,7 +66,7 @@ pub fn points_of(capacity: u64) -> u64 {
 
 /// The positions of a node's first `count` points, in the order of their making; the lowest [`NODE_BITS`] bits are not
 /// used.
-fn positions(node: &NodeId, count: u64) -> impl Iterator<Item = u64> {
+pub(crate) fn positions(node: &NodeId, count: u64) -> impl Iterator<Item = u64> {
     let mut stream = blake3::Hasher::new_derive_key(POINTS_CONTEXT).update(node.as_bytes()).finalize_xof();
     (0..count).map(move |_| {
         let mut bytes = [0u8; 8];
