@@ -98,6 +98,8 @@ pub fn stripes_of_file(bytes: u64) -> u64 {
 }
 
 /// Whether a cluster of `admitted` nodes is large enough for `scheme`; else the scheme that would fit.
+///
+/// With no node at all none fits, and 1+0 is named.
 pub fn fits(scheme: Scheme, admitted: usize) -> Result<(), TooSmall> {
     if admitted >= scheme.n() {
         return Ok(());
