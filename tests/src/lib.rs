@@ -1,1 +1,4 @@
-//! placeholder
+//! What Potluck's whole-system tests share.
+
+pub mod dashboard;
+pub mod prometheus;
