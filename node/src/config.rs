@@ -295,10 +295,10 @@ impl Config {
         if self.capacity == Some(0) {
             return Err(invalid("capacity", "a node that offers nothing cannot be in the ring".into()));
         }
-        if let Some(zone) = &self.zone {
-            if zone.is_empty() || zone.len() > ZONE_LIMIT || zone.chars().any(char::is_control) {
-                return Err(invalid("zone", format!("must be 1 to {ZONE_LIMIT} bytes of plain text")));
-            }
+        if let Some(zone) = &self.zone
+            && (zone.is_empty() || zone.len() > ZONE_LIMIT || zone.chars().any(char::is_control))
+        {
+            return Err(invalid("zone", format!("must be 1 to {ZONE_LIMIT} bytes of plain text")));
         }
         if self.background_budget < BUDGET_MIN {
             return Err(invalid("background_budget", format!("must be at least {} a second", ByteSize(BUDGET_MIN))));

@@ -3,7 +3,7 @@
 //! Each rule is a function of a file's path and text, and each is shown to fail on a sample. Words that the rules look
 //! for are built from pieces, so that this file does not break them itself.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 /// Most lines in a file that people write; a longer one is asking to be two.
 const LINE_LIMIT: usize = 800;
@@ -109,24 +109,24 @@ const RULES: [Rule; 11] = [
 ];
 
 /// Every file that people write, with its text.
-fn files(folder: &Path, prefix: &str, found: &mut Vec<(String, String)>) {
-    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let name = entry.file_name().into_string().unwrap();
-        let (kind, path) = (entry.file_type().unwrap(), format!("{prefix}{name}"));
+fn files(folder: &Path, prefix: &str, found: &mut Vec<(String, String)>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let (kind, path) = (entry.file_type()?, format!("{prefix}{name}"));
         if MADE.contains(&name.as_str()) {
             continue;
         }
         if kind.is_dir() {
-            files(&entry.path(), &format!("{path}/"), found);
-        } else if kind.is_file() && entry.metadata().unwrap().len() <= FILE_LIMIT {
+            files(&entry.path(), &format!("{path}/"), found)?;
+        } else if kind.is_file() && entry.metadata()?.len() <= FILE_LIMIT {
             let script = ["tests/run", "tests/bench", ".ci/run", "Dockerfile"].iter().any(|end| path.ends_with(end));
-            if script || READ.contains(&name.rsplit('.').next().unwrap()) {
-                found.push((path, fs::read_to_string(entry.path()).unwrap()));
+            if script || name.rsplit_once('.').is_some_and(|(_, end)| READ.contains(&end)) {
+                found.push((path, fs::read_to_string(entry.path())?));
             }
         }
     }
+    Ok(())
 }
 
 fn broken(path: &str, text: &str) -> Vec<String> {
@@ -138,7 +138,7 @@ fn broken(path: &str, text: &str) -> Vec<String> {
 #[test]
 fn the_tree_is_tidy() {
     let mut found = Vec::new();
-    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), "", &mut found);
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), "", &mut found).unwrap();
     for expected in ["proto/src/lib.rs", "node/src/lib.rs", "client/src/lib.rs", "tests/run", "deploy/CONFIG.md"] {
         assert!(found.iter().any(|(path, _)| path == expected), "{expected} was not looked at");
     }
