@@ -90,7 +90,7 @@ pub enum HttpAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// UDP address to listen on; [::]:4701 serves IPv6 and IPv4. Default: 0.0.0.0:4701
+    /// UDP address to listen on; `[::]:4701` serves IPv6 and IPv4. Default: 0.0.0.0:4701
     #[arg(long, env = "POTLUCK_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
     /// Addresses at which others reach this node, with commas between them. Default: found by the node
