@@ -31,10 +31,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
     });
 }
 
+/// Connections by the network that they come from.
+type PerIp = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
+
 struct Door {
     handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
-    per_ip: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    per_ip: PerIp,
 }
 
 impl Door {
@@ -91,7 +94,7 @@ fn network(ip: IpAddr) -> IpAddr {
 }
 
 /// One connection's place among those of its address.
-struct IpPlace(Option<(Arc<Mutex<BTreeMap<IpAddr, usize>>>, IpAddr)>);
+struct IpPlace(Option<(PerIp, IpAddr)>);
 
 impl Drop for IpPlace {
     fn drop(&mut self) {

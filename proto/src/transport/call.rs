@@ -1,5 +1,6 @@
 //! Makes a call: finds a connection, sends the request, reads the reply, all before the deadline.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use quinn::WriteError;
 use tokio::time::{Instant, timeout_at};
 
 use super::frame::{self, FrameError, FrameLimit, Head};
-use super::limits::{LONGEST_DEADLINE, SILENCE};
+use super::limits::{DEAD_AFTER, LISTEN_INTERVAL, LONGEST_DEADLINE, UNREACHABLE_AFTER};
 use super::link::Link;
 use super::pool::Next;
 use super::shared::Shared;
@@ -82,16 +83,24 @@ async fn exchange(
     end: Instant,
 ) -> Result<(reply::Kind, Bytes), CallError> {
     let _busy = link.busy();
-    let (begun, received) = (Instant::now(), link.received());
-    match timeout_at(end, converse(shared, &link, head, frame, limit)).await {
-        Ok(result) => result,
-        Err(_) if link.received() == received && begun.elapsed() >= SILENCE.max(link.connection.rtt() * 8) => {
-            // Not even an acknowledgement: the next call dials anew rather than wait for the idle timeout.
-            link.connection.close(close_code::UNUSED, b"silent");
-            let reason = format!("its connection is silent since {:?}", begun.elapsed());
-            Err(CallError::Unreachable { peer: link.caller.key, reason })
+    link.listen();
+    let mut talk = pin!(converse(shared, &link, head, frame, limit));
+    loop {
+        let look = end.min(Instant::now() + LISTEN_INTERVAL);
+        if let Ok(result) = timeout_at(look, &mut talk).await {
+            return result;
         }
-        Err(_) => Err(CallError::Deadline),
+        let silence = link.silence();
+        let late = Instant::now() >= end;
+        if silence >= DEAD_AFTER {
+            link.connection.close(close_code::UNUSED, b"silent");
+        } else if !late {
+            continue;
+        } else if silence < UNREACHABLE_AFTER {
+            return Err(CallError::Deadline);
+        }
+        let reason = "its connection has fallen silent".into();
+        return Err(CallError::Unreachable { peer: link.caller.key, reason });
     }
 }
 

@@ -136,6 +136,13 @@ impl Endpoint {
         self.shared.counters.stats(self.shared.pool().open())
     }
 
+    /// The packet size that the connection to `key` has come to, in bytes; `None` without a connection.
+    #[must_use]
+    pub fn mtu(&self, key: PublicKey) -> Option<u16> {
+        let link = self.shared.pool().used(key)?;
+        Some(link.connection.stats().path.current_mtu)
+    }
+
     /// Closes the connections to `key` and forgets its back-off: the next call dials anew, with a new Hello. Calls under
     /// way over them are lost.
     pub fn forget(&self, key: PublicKey) {

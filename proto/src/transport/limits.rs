@@ -139,12 +139,25 @@ pub(super) const LINKS_PER_PEER: usize = 4;
 /// How often unused connections and forgotten peers are looked for.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A call that heard nothing at all from the other side, not so much as an acknowledgement, for this long (and for
-/// eight round-trip times) takes the connection for dead.
-pub(super) const SILENCE: Duration = Duration::from_secs(1);
+/// How often a waiting call looks whether anything was heard from the other side.
+pub(super) const LISTEN_INTERVAL: Duration = Duration::from_millis(250);
+
+/// After this silence a waiting call asks for a sign of life. A service that takes its time is silent too.
+pub(super) const PING_AFTER: Duration = Duration::from_millis(500);
+
+/// Without a sign of life for this long, a call at its deadline takes the other side for unreachable rather than slow.
+pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
+
+/// Without a sign of life for this long the connection is dead for all: the idle timeout would take far longer. A process
+/// that is merely starved on a busy machine should not be taken for dead.
+pub(super) const DEAD_AFTER: Duration = Duration::from_secs(3);
+
+/// A sign of life may take so many round trips.
+pub(super) const LIFE_ROUND_TRIPS: u32 = 8;
 
 /// The longest deadline of a call; a longer one is taken for this.
 pub(super) const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 // A frame's lengths are 32 bits each.
-const _: () = assert!(wire::PAYLOAD_LIMIT <= u32::MAX as usize && wire::MESSAGE_LIMIT <= u32::MAX as usize);
+const _: () = assert!(wire::PAYLOAD_LIMIT <= u32::MAX as usize);
+const _: () = assert!(wire::MESSAGE_LIMIT <= u32::MAX as usize);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::limits::CONNECTION_WINDOW;
+use super::limits::{CONNECTION_WINDOW, LIFE_ROUND_TRIPS, PING_AFTER};
 use super::{Caller, Role};
 use crate::key::PublicKey;
 
@@ -24,6 +24,7 @@ pub(super) struct Link {
     pub(super) unanswered: Arc<Semaphore>,
     /// What the other side may have of the request budget.
     pub(super) share: Arc<Semaphore>,
+    life: Mutex<Life>,
     used: Mutex<Instant>,
     busy: AtomicUsize,
     /// Its place among all connections; given back when the last user is done with it.
@@ -49,6 +50,7 @@ impl Link {
             made: now,
             unanswered: Arc::new(Semaphore::new(CONNECTION_WINDOW as usize)),
             share: Arc::new(Semaphore::new(share)),
+            life: Mutex::new(Life { received: 0, heard: now, pinged: None }),
             used: Mutex::new(now),
             busy: AtomicUsize::new(0),
             _place: place,
@@ -75,9 +77,33 @@ impl Link {
         if self.dialled { own } else { self.caller.key }
     }
 
-    /// UDP datagrams that came from the other side, of whatever kind.
-    pub(super) fn received(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+    /// Looks whether the other side lives, and asks it if nothing was heard for a while. Gives for how long it has not
+    /// answered, beyond what round trips take; zero if nothing is known against it.
+    pub(super) fn silence(&self) -> Duration {
+        let (received, now) = (self.connection.stats().udp_rx.datagrams, Instant::now());
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.received != received {
+            *life = Life { received, heard: now, pinged: None };
+        }
+        if let Some(pinged) = life.pinged {
+            let patience = self.connection.rtt() * LIFE_ROUND_TRIPS;
+            return now.saturating_duration_since(pinged).saturating_sub(patience);
+        }
+        // An empty datagram: QUIC has to acknowledge it, and nothing else comes of it.
+        if now.saturating_duration_since(life.heard) >= PING_AFTER
+            && self.connection.send_datagram(bytes::Bytes::new()).is_ok()
+        {
+            life.pinged = Some(now);
+        }
+        Duration::ZERO
+    }
+
+    /// A call begins: silence until now says nothing, unless a question is already open.
+    pub(super) fn listen(&self) {
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.pinged.is_none() {
+            life.heard = Instant::now();
+        }
     }
 
     /// Marks it as used now.
@@ -104,6 +130,16 @@ impl Link {
     pub(super) async fn unanswered(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         take(&self.unanswered, bytes, CONNECTION_WINDOW as usize).await
     }
+}
+
+/// What was last heard from the other side.
+struct Life {
+    /// UDP datagrams of whatever kind, when last looked at.
+    received: u64,
+    /// When that number was last seen to grow.
+    heard: Instant,
+    /// When a sign of life was asked for, if none has come since.
+    pinged: Option<Instant>,
 }
 
 /// A link is in use while this lives.

@@ -75,6 +75,11 @@ impl Pool {
         Next::Dial(receiver)
     }
 
+    /// The connection in use for `key`.
+    pub(super) fn used(&self, key: PublicKey) -> Option<Arc<Link>> {
+        best(self.own, &self.peers.get(&key)?.links).cloned()
+    }
+
     /// A dial has ended. `wait` gives the back-off after so many failures in a row.
     pub(super) fn dialled(
         &mut self,

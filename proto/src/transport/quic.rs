@@ -107,10 +107,10 @@ pub(super) fn socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         socket2::Type::DGRAM,
         Some(socket2::Protocol::UDP),
     )?;
-    if address.is_ipv6() {
-        if let Err(error) = socket.set_only_v6(false) {
-            tracing::debug!(%error, "this system's IPv6 sockets do not take IPv4");
-        }
+    if address.is_ipv6()
+        && let Err(error) = socket.set_only_v6(false)
+    {
+        tracing::debug!(%error, "this system's IPv6 sockets do not take IPv4");
     }
     for result in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
         if let Err(error) = result {

@@ -41,6 +41,10 @@ async fn requests(shared: Arc<Shared>, link: Arc<Link>) {
 async fn datagrams(shared: Arc<Shared>, link: Arc<Link>) {
     while let Ok(data) = link.connection.read_datagram().await {
         let Some(service) = shared.service.get() else { continue };
+        // A sign of life was asked for; the acknowledgement is one.
+        if data.is_empty() {
+            continue;
+        }
         if shared.gate.still_admitted(&link.caller).is_err() {
             shared.counters.datagrams_dropped.one();
             continue;

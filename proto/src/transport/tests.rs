@@ -202,3 +202,18 @@ async fn unused_connections_are_closed_by_the_side_that_dialled() {
         .await;
     a.call(&b, get(1), Vec::new()).await.unwrap();
 }
+
+#[tokio::test]
+async fn packets_grow_where_the_path_lets_them() {
+    let (a, b) = (Rig::node(1), Rig::node(2));
+    let mut mtu = 0;
+    // Loopback carries anything, so discovery has to reach nearly its upper bound; it needs traffic to probe with.
+    for _ in 0..200 {
+        a.call(&b, put(1), vec![bytes_of(1 << 20)]).await.unwrap();
+        mtu = a.endpoint.mtu(b.endpoint.public_key()).unwrap();
+        if mtu > 6000 {
+            break;
+        }
+    }
+    assert!((6000..=6500).contains(&mtu), "{mtu}");
+}

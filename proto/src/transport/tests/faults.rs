@@ -10,7 +10,7 @@ use std::time::Duration;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use super::rig::{Behaviour, Rig, TestGate, bind_again, get, patience, quick_limits, secret, until};
+use super::rig::{Behaviour, Rig, TestGate, bind_again, get, patience, quick_limits, secret};
 use crate::transport::{CallError, Endpoint, Limits, Peer};
 use crate::wire::Code;
 
