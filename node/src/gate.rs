@@ -43,7 +43,10 @@ impl MemberGate {
             return Err(foreign(vault.cluster()));
         }
         if DeviceId::from(key) != cert.device() || cert.vault() != vault.vault() {
-            return Err(wire::Error::new(Code::Forbidden, "the device certificate is not this key's or not this vault's"));
+            return Err(wire::Error::new(
+                Code::Forbidden,
+                "the device certificate is not this key's or not this vault's",
+            ));
         }
         self.judge_device(&cert)?;
         self.membership.learn_vault(vault);
@@ -119,5 +122,29 @@ impl Gate for StrangerGate {
             return Err(wire::Error::new(Code::Forbidden, "the member certificate is another node's"));
         }
         Ok(Role::Node(cert))
+    }
+}
+
+/// The judgement of an operator, who speaks to the own node with that node's key.
+pub struct OperatorGate {
+    /// The node's admission.
+    pub cert: MemberCert,
+}
+
+impl Gate for OperatorGate {
+    fn hello(&self) -> wire::Hello {
+        wire::Hello {
+            cluster: Bytes::copy_from_slice(self.cert.cluster().as_bytes()),
+            member_cert: Bytes::copy_from_slice(self.cert.as_bytes()),
+            ..Default::default()
+        }
+    }
+
+    fn admit(&self, key: PublicKey, hello: &wire::Hello) -> Result<Role, wire::Error> {
+        let role = StrangerGate { cluster: self.cert.cluster() }.admit(key, hello)?;
+        if NodeId::from(key) != self.cert.node() {
+            return Err(wire::Error::new(Code::Forbidden, "that is another node"));
+        }
+        Ok(role)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`node::Node`] puts the parts together; the binary and the client's `potluck node` are thin layers over it.
 
+pub mod cli;
 pub mod config;
 pub mod durable;
 pub mod gate;
@@ -9,6 +10,7 @@ pub mod heads;
 pub mod http;
 pub mod identity;
 pub mod invites;
+pub mod join;
 pub mod log;
 pub mod membership;
 pub mod metrics;

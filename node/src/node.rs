@@ -68,7 +68,8 @@ pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<dyn ShardStore>, S
 #[must_use]
 pub fn file_store() -> OpenStore {
     Arc::new(|folder, config| {
-        let index = SledIndex::open(&folder.join("index")).map_err(|error| StoreError::Io(std::io::Error::other(error)))?;
+        let index =
+            SledIndex::open(&folder.join("index")).map_err(|error| StoreError::Io(std::io::Error::other(error)))?;
         let disk = rustix::fs::statvfs(folder).map_err(std::io::Error::from)?;
         let free = disk.f_bavail * disk.f_frsize;
         // What the node itself uses already is not free, but is part of what it offers.
@@ -301,7 +302,8 @@ impl Core {
         if !listening.ip().is_unspecified() {
             return vec![listening];
         }
-        let mut addresses: Vec<SocketAddr> = own_address().map(|ip| SocketAddr::new(ip, listening.port())).into_iter().collect();
+        let mut addresses: Vec<SocketAddr> =
+            own_address().map(|ip| SocketAddr::new(ip, listening.port())).into_iter().collect();
         if addresses.is_empty() {
             addresses.push(SocketAddr::from(([127, 0, 0, 1], listening.port())));
         }
@@ -364,6 +366,9 @@ pub struct Node {
 
 const RUNNING: &str = "running";
 
+/// The file in the data folder that says where the running node listens, for its operator.
+pub const LISTENING: &str = "listening";
+
 impl Node {
     /// Starts the node of a data folder; it serves when this returns.
     pub async fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
@@ -424,6 +429,7 @@ impl Node {
             ran_before_ms,
             seeds: Mutex::new(seeds),
         });
+        durable::replace(&folder.join(LISTENING), core.endpoint.local_address().to_string().as_bytes())?;
         core.renew_record(false)?;
         core.endpoint.serve(Arc::new(NodeService(core.clone())));
         let (stop, stopping) = watch::channel(false);
@@ -522,9 +528,10 @@ async fn keep_time(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         let shared = core.clone();
         let written = core.executor.run(move || {
             let view = shared.membership.view();
-            let stale = view.table.record(&view.me).is_none_or(|record| {
-                record.full != shared.store.full() || record.addresses != shared.addresses()
-            });
+            let stale = view
+                .table
+                .record(&view.me)
+                .is_none_or(|record| record.full != shared.store.full() || record.addresses != shared.addresses());
             if stale {
                 shared.renew_record(false)?;
             }

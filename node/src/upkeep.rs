@@ -156,9 +156,11 @@ pub(crate) fn show(core: &Core, status: &wire::StatusReply) {
         core.metrics.stripes.with(state).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     let heads = core.heads.counts();
-    for (state, count) in
-        [(HeadState::Settled, heads.settled), (HeadState::Unsettled, heads.unsettled), (HeadState::Behind, heads.behind)]
-    {
+    for (state, count) in [
+        (HeadState::Settled, heads.settled),
+        (HeadState::Unsettled, heads.unsettled),
+        (HeadState::Behind, heads.behind),
+    ] {
         core.metrics.heads.with(state).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     let stats = core.endpoint.stats();

@@ -300,7 +300,9 @@ pub(crate) async fn hand_over(core: &Arc<Core>, view: &View, stripe: StripeId, i
     let shared = core.clone();
     let trashed = core.executor.run(move || shared.store.trash(ShardKey { stripe, index }, until_ms)).await;
     match trashed {
-        Ok(Ok(())) => tracing::info!(stripe = %stripe.short(), index, home = %home.short(), "a surplus copy is trashed"),
+        Ok(Ok(())) => {
+            tracing::info!(stripe = %stripe.short(), index, home = %home.short(), "a surplus copy is trashed")
+        }
         Ok(Err(error)) => tracing::error!(%error, "a surplus copy cannot be trashed"),
         Err(error) => tracing::error!(%error, "a surplus copy cannot be trashed"),
     }
@@ -329,7 +331,11 @@ pub(crate) async fn challenge(
     let began = Instant::now();
     let result = match core.endpoint.call(&peer, call, Vec::new(), SHARD_DEADLINE).await {
         Ok((reply::Kind::GetShard(reply), block)) => {
-            if proves(&header, index, &reply, &block, offset) { AuditResult::Passed } else { AuditResult::Failed }
+            if proves(&header, index, &reply, &block, offset) {
+                AuditResult::Passed
+            } else {
+                AuditResult::Failed
+            }
         }
         Ok(_) => AuditResult::Failed,
         Err(error) if matches!(error.code(), Some(Code::NotFound | Code::Corrupt)) => AuditResult::Failed,

@@ -115,9 +115,8 @@ pub async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
             }
         };
         let began = Instant::now();
-        let round = async {
-            if alerted { alerts(&core, &mut memory).await } else { everything(&core, &mut memory).await }
-        };
+        let round =
+            async { if alerted { alerts(&core, &mut memory).await } else { everything(&core, &mut memory).await } };
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = round => {}
@@ -269,7 +268,9 @@ async fn rebalance(core: &Arc<Core>, view: &View, up: &BTreeSet<NodeId>, holding
             match what {
                 Surplus::Send { home } => {
                     // A node that just came back may hold the shard and not have said so yet.
-                    if holding.trash.get(&home).is_some_and(|trash| trash.contains(&index)) || holding.live.contains_key(&home) {
+                    if holding.trash.get(&home).is_some_and(|trash| trash.contains(&index))
+                        || holding.live.contains_key(&home)
+                    {
                         continue;
                     }
                     rebuild::send_home(core, view, *stripe, index, home).await;
@@ -292,11 +293,12 @@ pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> 
     let shared = core.clone();
     let ids = stripes.to_vec();
     let own = core.executor.run(move || {
-        ids.into_iter().map(|stripe| {
-            let held = shared.store.held(&stripe)?;
-            Ok::<_, StoreError>((stripe, held))
-        })
-        .collect::<Result<Vec<_>, _>>()
+        ids.into_iter()
+            .map(|stripe| {
+                let held = shared.store.held(&stripe)?;
+                Ok::<_, StoreError>((stripe, held))
+            })
+            .collect::<Result<Vec<_>, _>>()
     });
     let own: Vec<(StripeId, Vec<Held>)> = match own.await {
         Ok(Ok(own)) => own,
@@ -380,7 +382,9 @@ async fn finish_leaving(core: &Arc<Core>) {
     }
     let shared = core.clone();
     match core.executor.run(move || shared.renew_record(true)).await {
-        Ok(Ok(())) => tracing::info!("this node holds nothing any more and has left the cluster: it may be switched off"),
+        Ok(Ok(())) => {
+            tracing::info!("this node holds nothing any more and has left the cluster: it may be switched off")
+        }
         Ok(Err(error)) => tracing::error!(%error, "leaving cannot be written to disk"),
         Err(error) => tracing::error!(%error, "leaving cannot be written to disk"),
     }

@@ -116,13 +116,14 @@ pub(super) fn fetch_vault(
     let cert = view.table.vault(&vault).ok_or_else(|| {
         wire::Error::new(Code::NotFound, "this cluster does not know a vault with this key: are the words right?")
     })?;
-    Ok(wire::FetchVaultReply {
-        vault_cert: Bytes::copy_from_slice(cert.as_bytes()),
-        table: Some(view.table.to_wire()),
-    })
+    Ok(wire::FetchVaultReply { vault_cert: Bytes::copy_from_slice(cert.as_bytes()), table: Some(view.table.to_wire()) })
 }
 
-pub(super) async fn admin(core: &Arc<Core>, caller: &Caller, call: wire::Admin) -> Result<wire::AdminReply, wire::Error> {
+pub(super) async fn admin(
+    core: &Arc<Core>,
+    caller: &Caller,
+    call: wire::Admin,
+) -> Result<wire::AdminReply, wire::Error> {
     if caller.key != core.identity.key.public() {
         return Err(wire::Error::new(Code::Forbidden, "only the node's own operator may do that"));
     }
@@ -182,7 +183,10 @@ fn declare(core: &Core, state: &admin::State, lost: bool) -> Result<wire::AdminR
             return Err(wire::Error::new(Code::BadRequest, "that node is up: it is not lost"));
         }
         if standing != Standing::Member {
-            return Err(wire::Error::new(Code::BadRequest, format!("that node is {standing:?} already").to_lowercase()));
+            return Err(wire::Error::new(
+                Code::BadRequest,
+                format!("that node is {standing:?} already").to_lowercase(),
+            ));
         }
         let generation = view.table.record(&node).map_or(0, |record| record.generation);
         Verdict::Lost { generation }

@@ -289,7 +289,14 @@ impl ShardStore for FileStore {
         let prefix = layout::encode(header, index, touched, tree);
         let size = (prefix.len() + shard.len()) as u64;
         self.check_space(size)?;
-        let held = Held { index, state: ShardState::Live, complete: false, touched, len: shard.len() as u32, scheme: header.scheme };
+        let held = Held {
+            index,
+            state: ShardState::Live,
+            complete: false,
+            touched,
+            len: shard.len() as u32,
+            scheme: header.scheme,
+        };
         self.write_new(&Name::of(key, &held), &prefix, shard)?;
         self.index.insert(&key.stripe, &held).map_err(index_failed)?;
         add_usage(&mut self.used(), held.state, size);

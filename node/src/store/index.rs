@@ -150,8 +150,8 @@ fn decode_held(index: usize, bytes: &[u8]) -> Result<Held, DecodeError> {
     let (touched, len) = (decoder.u64("touched")?, decoder.u32("length")?);
     let (k, m) = (decoder.u8("k")?, decoder.u8("m")?);
     decoder.finish()?;
-    let scheme = Scheme::new(k.into(), m.into())
-        .map_err(|_| DecodeError::Invalid { field: "scheme", why: "out of range" })?;
+    let scheme =
+        Scheme::new(k.into(), m.into()).map_err(|_| DecodeError::Invalid { field: "scheme", why: "out of range" })?;
     let state = if flags & 1 == 0 { ShardState::Live } else { ShardState::Trash { until_ms } };
     Ok(Held { index, state, complete: flags & 2 != 0, touched, len, scheme })
 }
