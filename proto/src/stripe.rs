@@ -189,10 +189,47 @@ impl SignedHeader {
     /// Reads a header and checks all that can be checked without the cluster: version, geometry, the device's
     /// certificate by its vault, its right to write, and the signature.
     pub fn decode(bytes: bytes::Bytes) -> Result<Self, DecodeError> {
-        let mut decoder = Decoder::new(&bytes);
+        let (header, signed_len) = StripeHeader::read(&bytes, DeviceCert::decode)?;
+        crate::key::PublicKey::from(header.device.device())
+            .verify(Context::StripeHeader, &bytes[..signed_len], &bytes[signed_len..])
+            .map_err(|_| DecodeError::Signature("stripe header"))?;
+        let id = StripeId(*blake3::hash(&bytes).as_bytes());
+        Ok(Self { header, bytes, id })
+    }
+
+    /// Reads the header of a stripe whose id is known from a trusted place (a pointer, or one's own store, which checked
+    /// the signature when the header came): the hash alone proves the bytes, and no signature is checked again.
+    pub fn decode_known(bytes: bytes::Bytes, id: &StripeId) -> Result<Self, DecodeError> {
+        if blake3::hash(&bytes).as_bytes() != id.as_bytes() {
+            return Err(DecodeError::Invalid { field: "stripe header", why: "not the one of this stripe id" });
+        }
+        let (header, _) = StripeHeader::read(&bytes, DeviceCert::decode_signed_elsewhere)?;
+        Ok(Self { header, bytes, id: *id })
+    }
+
+    /// The stripe's id: BLAKE3 of these bytes.
+    #[must_use]
+    pub fn id(&self) -> StripeId {
+        self.id
+    }
+
+    /// The exact bytes that were signed and hashed, signature included.
+    #[must_use]
+    pub fn bytes(&self) -> &bytes::Bytes {
+        &self.bytes
+    }
+}
+
+impl StripeHeader {
+    /// Reads the fields, and says where the signature begins.
+    fn read(
+        bytes: &[u8],
+        device: impl Fn(&[u8]) -> Result<DeviceCert, DecodeError>,
+    ) -> Result<(Self, usize), DecodeError> {
+        let mut decoder = Decoder::new(bytes);
         decoder.version("stripe header", HEADER_VERSION)?;
         let vault: VaultId = decoder.id("vault")?;
-        let device = DeviceCert::decode(decoder.bytes("device certificate", crate::cert::CERT_LIMIT)?)?;
+        let device = device(decoder.bytes("device certificate", crate::cert::CERT_LIMIT)?)?;
         let born = decoder.u64("born")?;
         let created_ms = decoder.u64("created")?;
         let (k, m) = (decoder.u8("k")?, decoder.u8("m")?);
@@ -205,7 +242,7 @@ impl SignedHeader {
             shards.push(decoder.id("shard hash")?);
         }
         let signed_len = bytes.len() - decoder.left();
-        let signature = decoder.raw("signature", SIGNATURE_LEN)?;
+        decoder.raw("signature", SIGNATURE_LEN)?;
         decoder.finish()?;
 
         if data_len == 0 || data_len as usize > DATA_LIMIT {
@@ -220,24 +257,7 @@ impl SignedHeader {
         if !device.rights().contains(Rights::WRITE) {
             return Err(DecodeError::Invalid { field: "device certificate", why: "without the right to write" });
         }
-        crate::key::PublicKey::from(device.device())
-            .verify(Context::StripeHeader, &bytes[..signed_len], signature)
-            .map_err(|_| DecodeError::Signature("stripe header"))?;
-        let id = StripeId(*blake3::hash(&bytes).as_bytes());
-        let header = StripeHeader { vault, device, born, created_ms, scheme, shard_len, data_len, shards };
-        Ok(Self { header, bytes, id })
-    }
-
-    /// The stripe's id: BLAKE3 of these bytes.
-    #[must_use]
-    pub fn id(&self) -> StripeId {
-        self.id
-    }
-
-    /// The exact bytes that were signed and hashed, signature included.
-    #[must_use]
-    pub fn bytes(&self) -> &bytes::Bytes {
-        &self.bytes
+        Ok((StripeHeader { vault, device, born, created_ms, scheme, shard_len, data_len, shards }, signed_len))
     }
 }
 

@@ -1,0 +1,142 @@
+//! The shard store: what a node keeps of stripes, behind an interface that the simulation can stand in for.
+//!
+//! All calls block; the node runs them on its executor. A put is durable when it returns. A read is verified against the
+//! stripe's header or is an error: a store never returns other bytes than were put.
+
+pub mod files;
+pub mod index;
+pub mod memory;
+
+use std::io;
+use std::ops::Range;
+
+use bytes::Bytes;
+use potluck_proto::blocks::BlockTree;
+use potluck_proto::id::StripeId;
+use potluck_proto::stripe::SignedHeader;
+
+/// One shard: a stripe and an index in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardKey {
+    /// The stripe.
+    pub stripe: StripeId,
+    /// Which of its n shards.
+    pub index: usize,
+}
+
+/// Whether a shard is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardState {
+    /// It is served.
+    Live,
+    /// It is in the trash until the node has run for so long, in milliseconds; reading it revives it.
+    Trash {
+        /// Milliseconds of this node's running time.
+        until_ms: u64,
+    },
+}
+
+/// What the store knows of a shard without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Which of the stripe's shards.
+    pub index: usize,
+    /// Whether it is wanted.
+    pub state: ShardState,
+    /// k siblings were once proved to exist.
+    pub complete: bool,
+    /// The newest sweep that a put or a revival carried.
+    pub touched: u64,
+    /// Bytes of shard.
+    pub len: u32,
+}
+
+/// A verified read.
+#[derive(Debug, Clone)]
+pub struct ShardRead {
+    /// The stripe's header, as its writer signed it.
+    pub header: Bytes,
+    /// Chaining values of the whole shard.
+    pub tree: BlockTree,
+    /// Where `data` begins in the shard.
+    pub offset: u64,
+    /// The asked range, widened to whole blocks.
+    pub data: Bytes,
+}
+
+/// Bytes in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of live shards, headers and overhead included.
+    pub live: u64,
+    /// Of shards in the trash.
+    pub trash: u64,
+    /// How many shards are live.
+    pub shards: u64,
+}
+
+/// Why the store did not do what was asked. In every case the shards that it held before are still there.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such shard.
+    #[error("no such shard here")]
+    NotFound,
+    /// What is on disk does not match its hash; the shard was set aside and counts as missing.
+    #[error("the shard on disk is damaged and was set aside: {0}")]
+    Corrupt(&'static str),
+    /// The offered capacity or the disk is used up; reads and deletions go on.
+    #[error("no space for new shards")]
+    Full,
+    /// The range lies outside the shard.
+    #[error("the range lies outside the shard")]
+    Range,
+    /// The operating system failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Keeps shards.
+pub trait ShardStore: Send + Sync + 'static {
+    /// Keeps a shard, verified by the caller; durable on return. False if it was there; a copy in the trash is revived.
+    fn put(
+        &self,
+        header: &SignedHeader,
+        index: usize,
+        shard: &[u8],
+        tree: &BlockTree,
+        touched: u64,
+    ) -> Result<bool, StoreError>;
+
+    /// Reads a range, widened to whole blocks and verified; an empty range is the whole shard. A trashed one is revived.
+    fn read(&self, key: ShardKey, range: Range<u64>) -> Result<ShardRead, StoreError>;
+
+    /// The stripe's header, from any shard held of it.
+    fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError>;
+
+    /// What is held of a stripe, in order of index.
+    fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError>;
+
+    /// Up to `limit` stripes of which something is held, after `after`, in order of their ids.
+    fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError>;
+
+    /// Moves a live shard to the trash.
+    fn trash(&self, key: ShardKey, until_ms: u64) -> Result<(), StoreError>;
+
+    /// Takes a shard out of the trash.
+    fn revive(&self, key: ShardKey) -> Result<(), StoreError>;
+
+    /// Deletes what has been in the trash past its time; returns how many shards.
+    fn empty_trash(&self, running_ms: u64) -> Result<usize, StoreError>;
+
+    /// Records that k siblings were proved to exist.
+    fn set_complete(&self, key: ShardKey) -> Result<(), StoreError>;
+
+    /// Reads a shard whole and verifies it, without reviving it. Returns its length.
+    fn verify(&self, key: ShardKey) -> Result<u64, StoreError>;
+
+    /// Bytes in use.
+    fn usage(&self) -> Usage;
+
+    /// Whether puts are refused for want of space.
+    fn full(&self) -> bool;
+}

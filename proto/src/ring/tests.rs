@@ -1,0 +1,1 @@
+//! Balance, movement, zones and order of the walk.
