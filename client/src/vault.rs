@@ -53,13 +53,13 @@ pub enum VaultError {
     /// A path is no valid key of a tree.
     #[error(transparent)]
     Path(#[from] path::PathError),
-    /// An entry is larger than a tree takes.
-    #[error("the entry of {path:?} takes {len} bytes, the limit is {}", entry::ENTRY_LIMIT)]
-    EntryTooLong {
+    /// An entry breaks a limit of its format. The old tree stands.
+    #[error("the entry of {path:?} cannot be stored: {source}")]
+    Entry {
         /// Its path, for people.
         path: String,
-        /// The bytes it would take.
-        len: usize,
+        /// What is wrong with it.
+        source: DecodeError,
     },
     /// Changes to a tree must come sorted by path, each path once. The old tree stands.
     #[error("changes are not sorted by path: {0:?} comes after a path that is not smaller")]
@@ -93,11 +93,11 @@ pub trait NodeStore: Sync {
     /// pointers into stripes of its own that are still open; else it answers [`VaultError::Unsealed`].
     fn load(&self, pointer: &PendingPointer) -> impl Future<Output = Result<Bytes, VaultError>> + Send;
 
-    /// Seals and packs `object`. The answer may point into an open stripe: nothing is durable yet.
+    /// Seals and packs `object`; its id, and where it is. That may be an open stripe: nothing is durable yet.
     fn store(
         &mut self,
         object: &dyn StoredObject,
-    ) -> impl Future<Output = Result<PendingPointer, VaultError>> + Send;
+    ) -> impl Future<Output = Result<(ChunkId, PendingPointer), VaultError>> + Send;
 }
 
 /// Wraps an error of reading `what`.
