@@ -256,11 +256,12 @@ mod tests {
     use potluck_proto::id::{ChunkId, Digest};
     use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
-    use super::{ContentBuilder, Piece, Pieces};
+    use super::{ContentBuilder, List, Piece, Pieces};
+    use crate::vault::StoredObject;
     use crate::vault::entry::{ChunkRef, Content, Entry, Kind};
     use crate::vault::keys::VaultSecret;
     use crate::vault::memory::{MemoryStore, now};
-    use crate::vault::pointer::{PendingPointer, StripeRef};
+    use crate::vault::pointer::{Anywhere, PendingPointer, StripeRef};
 
     fn chunk(number: u64, size: u64) -> ChunkRef {
         let mut id = [0; 32];
@@ -276,6 +277,18 @@ mod tests {
         }
         let (size, content) = now(builder.finish(store)).unwrap();
         Entry { size, content, ..Entry::inline(Kind::File, &b""[..]) }
+    }
+
+    /// Golden: FORMAT.md, "Chunk list".
+    #[test]
+    fn a_list_is_as_documented() {
+        let list = List { depth: 1, refs: vec![chunk(9, 300)] };
+        let bytes = list.encode(&Anywhere).unwrap();
+        let id = [&[9][..], &[0; 31]].concat();
+        let pointer = [&[1][..], &[0; 32], &[0, 0, 0, 0, 1, 0, 0, 0], &[0; 32]].concat();
+        assert_eq!(bytes, [&[1, 0, 1, 1][..], &id, &[0xac, 2], &pointer].concat());
+        let keys = VaultSecret::from_bytes([3; 32]).keys();
+        assert_eq!(list.id(&keys), List::decode(&bytes, StripeRef::Open(0)).unwrap().id(&keys));
     }
 
     #[test]

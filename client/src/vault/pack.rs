@@ -75,12 +75,7 @@ impl Packer {
     }
 
     /// Encodes an object, whose id is `id`, for the open stripe, seals it, and puts it there.
-    pub fn place(
-        &mut self,
-        sealer: &mut Sealer,
-        id: ChunkId,
-        object: &dyn StoredObject,
-    ) -> Result<Placed, SealError> {
+    pub fn place(&mut self, sealer: &mut Sealer, id: ChunkId, object: &dyn StoredObject) -> Result<Placed, SealError> {
         let plain = match object.encode(self) {
             Ok(plain) => plain,
             Err(unsealed) => return Ok(Placed::Waits(unsealed)),
@@ -182,7 +177,8 @@ impl OpenStripe {
         let (data, parity) = buffer.split_at_mut(shard * scheme.k());
         Codec::new(scheme).encode(data, parity)?;
         let buffer = Bytes::from(buffer);
-        let shards: Vec<Bytes> = (0..scheme.n()).map(|index| buffer.slice(index * shard..(index + 1) * shard)).collect();
+        let shards: Vec<Bytes> =
+            (0..scheme.n()).map(|index| buffer.slice(index * shard..(index + 1) * shard)).collect();
         let header = StripeHeader {
             vault: writer.cert.vault(),
             device: writer.cert.clone(),
@@ -295,7 +291,9 @@ mod tests {
         let mut sealer = Sealer::new(&keys).unwrap();
         let mut packer = Packer::new(Scheme::new(1, 1).unwrap());
         let child = packer.append(&sealer.seal(b"child").unwrap()).unwrap();
-        let Placed::At(near) = packer.place(&mut sealer, PARENT, &Parent(child)).unwrap() else { panic!("there is room") };
+        let Placed::At(near) = packer.place(&mut sealer, PARENT, &Parent(child)).unwrap() else {
+            panic!("there is room")
+        };
         assert_eq!(near.stripe, StripeRef::Open(0));
         while packer.open_len() + (1 << 20) < DATA_LIMIT {
             packer.append(&sealer.seal(&noise(1, 1 << 20)).unwrap()).unwrap();
@@ -306,7 +304,9 @@ mod tests {
         packer.close().unwrap();
         assert_eq!(packer.place(&mut sealer, PARENT, &Parent(child)).unwrap(), Placed::Waits(Unsealed(0)));
         packer.finished(0, StripeId([4; 32]));
-        let Placed::At(far) = packer.place(&mut sealer, PARENT, &Parent(child)).unwrap() else { panic!("the id is known") };
+        let Placed::At(far) = packer.place(&mut sealer, PARENT, &Parent(child)).unwrap() else {
+            panic!("the id is known")
+        };
         assert_eq!((far.stripe, far.offset), (StripeRef::Open(1), 0));
     }
 }

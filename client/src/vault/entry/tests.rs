@@ -17,8 +17,8 @@ fn chunk_ref(number: u8, size: u64) -> ChunkRef {
 }
 
 fn content() -> impl Strategy<Value = (u64, Content)> {
-    let inline = prop::collection::vec(any::<u8>(), 0..64)
-        .prop_map(|bytes| (bytes.len() as u64, Content::Inline(bytes.into())));
+    let inline =
+        prop::collection::vec(any::<u8>(), 0..64).prop_map(|bytes| (bytes.len() as u64, Content::Inline(bytes.into())));
     let chunks = prop::collection::vec((any::<u8>(), 1u64..1000), 1..DIRECT_LIMIT).prop_map(|refs| {
         let size = refs.iter().map(|(_, size)| size).sum();
         (size, Content::Chunks(refs.iter().map(|&(number, size)| chunk_ref(number, size)).collect()))

@@ -100,7 +100,10 @@ fn stored_bytes_are_as_documented() {
     let (hash, bytes) = seal_form(b"\0abc");
     assert_eq!((sealed.hash, &sealed.bytes[..]), (hash, &bytes[..]));
     let text: String = sealed.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(sealed.id.to_string(), "GOLDEN_ID");
-    assert_eq!(sealed.hash.to_string(), "GOLDEN_HASH");
-    assert_eq!(text, "GOLDEN_BYTES");
+    let golden = [
+        "4d6b3d7e609a4460afd89df4c89082c4f3a6f10d0c0b529e52177dfe4581f743",
+        "49dd7f3750b920e2d2e8af79f71a4f2ccbc9326463ccccd2dd5297f682cd47e2",
+        "ecb339985c14d996af9e1dc4d9bf3cebdf7c93aa",
+    ];
+    assert_eq!([sealed.id.to_string(), sealed.hash.to_string(), text], golden);
 }

@@ -114,13 +114,13 @@ struct Builder<'a, S> {
     children: Vec<Vec<(Bytes, Subtree)>>,
     /// The node last loaded at each height: the only one that a node written there can be equal to.
     old: Vec<Option<(Node, Subtree)>>,
-    /// The node last written at each height, if it has a single child, and that child.
-    single: Vec<Option<(ChunkId, Subtree)>>,
+    /// The node last written at each height, and its child, if it has just one.
+    written: Vec<Option<(ChunkId, Option<Subtree>)>>,
 }
 
 impl<'a, S: NodeStore> Builder<'a, S> {
     fn new(store: &'a mut S, keys: &'a VaultKeys) -> Self {
-        Self { store, keys, entries: Vec::new(), children: Vec::new(), old: Vec::new(), single: Vec::new() }
+        Self { store, keys, entries: Vec::new(), children: Vec::new(), old: Vec::new(), written: Vec::new() }
     }
 
     /// Whether a subtree of this height can be taken over whole: nothing below or at its height is being filled.
@@ -186,11 +186,11 @@ impl<'a, S: NodeStore> Builder<'a, S> {
                 node.subtree(id, pointer)
             }
         };
-        if let Items::Children(children) = &node.items
-            && let [(_, child)] = &children[..]
-        {
-            set(&mut self.single, height, (subtree.id, child.clone()));
-        }
+        let single = match node.items {
+            Items::Children(mut children) if children.len() == 1 => children.pop().map(|(_, child)| child),
+            _ => None,
+        };
+        set(&mut self.written, height, (subtree.id, single));
         self.push(last, subtree);
         Ok(())
     }
@@ -214,9 +214,11 @@ impl<'a, S: NodeStore> Builder<'a, S> {
     /// A root with a single child gives way to it, as the same contents without that history would have had it.
     async fn collapse(&self, mut root: Subtree) -> Result<Subtree, VaultError> {
         while root.height > 0 {
-            let known = self.single.get(usize::from(root.height)).and_then(Option::as_ref);
-            root = match known.filter(|(id, _)| *id == root.id) {
-                Some((_, child)) => child.clone(),
+            let written = self.written.get(usize::from(root.height)).and_then(Option::as_ref);
+            root = match written.filter(|(id, _)| *id == root.id) {
+                Some((_, Some(child))) => child.clone(),
+                Some((_, None)) => break,
+                // Taken over from the old tree.
                 None => match Node::load(&*self.store, self.keys, &root).await?.items {
                     Items::Children(mut children) if children.len() == 1 => children.remove(0).1,
                     _ => break,

@@ -75,8 +75,11 @@ impl<'k> Diff<'k> {
         let left = take_left.then(|| self.left.pop()).flatten().and_then(entry);
         let right = take_right.then(|| self.right.pop()).flatten().and_then(entry);
         match (left, right) {
-            (Some((key, left)), Some((_, right))) => (left.identity() != right.identity())
-                .then_some(Difference { key, left: Some(left), right: Some(right) }),
+            (Some((key, left)), Some((_, right))) => (left.identity() != right.identity()).then_some(Difference {
+                key,
+                left: Some(left),
+                right: Some(right),
+            }),
             (Some((key, left)), None) => Some(Difference { key, left: Some(left), right: None }),
             (None, Some((key, right))) => Some(Difference { key, left: None, right: Some(right) }),
             (None, None) => None,
