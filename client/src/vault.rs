@@ -104,3 +104,6 @@ pub trait NodeStore: Sync {
 pub(crate) fn unreadable(what: &'static str) -> impl Fn(DecodeError) -> VaultError {
     move |source| VaultError::Decode { what, source }
 }
+
+#[cfg(test)]
+mod tests;

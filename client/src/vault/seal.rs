@@ -198,9 +198,8 @@ impl Opener {
         if len > PLAIN_LIMIT {
             return Err(OpenError::Compression);
         }
-        let mut plain = Vec::with_capacity(len);
-        // The capacity may be larger than asked for; a slice of exactly `len` bytes bounds the output.
-        plain.resize(len, 0);
+        // A slice of exactly `len` bytes bounds the output; a vector's capacity might be more.
+        let mut plain = vec![0; len];
         match self.zstd.decompress_to_buffer(compressed, &mut plain[..]) {
             Ok(written) if written == len => Ok(plain.into()),
             _ => Err(OpenError::Compression),

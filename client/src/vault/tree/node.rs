@@ -148,7 +148,7 @@ fn write_key(encoder: &mut Encoder, before: &[u8], key: &[u8]) {
 fn read_key(decoder: &mut Decoder<'_>, before: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let shared = decoder.count("shared key", before.len())?;
     let rest = decoder.bytes("key", PATH_LIMIT)?;
-    let more_shared = rest.first().is_some() && rest.first() == before.get(shared);
+    let more_shared = !rest.is_empty() && rest.first() == before.get(shared);
     let key = [&before[..shared], rest].concat();
     if more_shared || key.is_empty() || key.len() > PATH_LIMIT {
         return Err(DecodeError::Invalid { field: "key", why: "empty, too long, or sharing too little" });
