@@ -72,4 +72,101 @@ impl Assignment {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use proptest::collection::{btree_map, btree_set};
+    use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, proptest};
+
+    type Holdings = BTreeMap<NodeId, BTreeSet<usize>>;
+
+    fn node(number: u8) -> NodeId {
+        NodeId([number; 32])
+    }
+
+    /// Up to 20 nodes, some holding several indices, some holding none.
+    fn holdings() -> impl Strategy<Value = Holdings> {
+        btree_map((0u8..20).prop_map(node), btree_set(0usize..14, 0..4), 0..20)
+    }
+
+    fn homes() -> impl Strategy<Value = Vec<NodeId>> {
+        proptest::sample::subsequence((0u8..20).collect::<Vec<_>>(), 0..=20)
+            .prop_shuffle()
+            .prop_map(|numbers| numbers.into_iter().map(node).collect())
+    }
+
+    fn carry_out(assignment: &Assignment, holdings: &Holdings) -> Holdings {
+        let mut after = holdings.clone();
+        for (home, index) in assignment.wanting(holdings) {
+            after.entry(home).or_default().insert(index);
+        }
+        after
+    }
+
+    proptest! {
+        #[test]
+        fn every_home_has_one_index_and_every_index_at_most_one_home(
+            homes in homes(), n in 1usize..14, holdings in holdings(),
+        ) {
+            let assignment = assign(&homes, n, &holdings);
+            prop_assert_eq!(assignment.by_home().len(), homes.len().min(n));
+            let indices: BTreeSet<usize> = assignment.by_home().iter().map(|(_, index)| *index).collect();
+            prop_assert_eq!(indices.len(), homes.len().min(n));
+            prop_assert!(indices.iter().all(|&index| index < n));
+            for (home, index) in assignment.by_home() {
+                prop_assert_eq!(assignment.home_of(*index), Some(*home));
+                prop_assert_eq!(assignment.index_for(home), Some(*index));
+                prop_assert!(!assignment.is_surplus(home, *index));
+            }
+        }
+
+        #[test]
+        fn carried_out_it_stays_as_it_is(homes in homes(), n in 1usize..14, holdings in holdings()) {
+            let assignment = assign(&homes, n, &holdings);
+            let after = carry_out(&assignment, &holdings);
+            prop_assert_eq!(assignment.wanting(&after).count(), 0);
+            prop_assert_eq!(&assign(&homes, n, &after), &assignment);
+            // And still when the surplus is gone.
+            let mut tidy = after;
+            for (home, indices) in &mut tidy {
+                indices.retain(|&index| !assignment.is_surplus(home, index));
+            }
+            prop_assert_eq!(&assign(&homes, n, &tidy), &assignment);
+        }
+
+        #[test]
+        fn a_join_moves_one_shard(mut homes in homes(), n in 1usize..14, holdings in holdings(), at in 0usize..21) {
+            let before = carry_out(&assign(&homes, n, &holdings), &holdings);
+            let newcomer = node(99);
+            let at = at.min(homes.len());
+            homes.insert(at, newcomer);
+            let assignment = assign(&homes, n, &before);
+            let moves: Vec<NodeId> = assignment.wanting(&before).map(|(home, _)| home).collect();
+            let expected: Vec<NodeId> = if at < n { vec![newcomer] } else { Vec::new() };
+            prop_assert_eq!(moves, expected);
+        }
+    }
+
+    #[test]
+    fn homes_keep_what_they_hold_and_the_empty_ones_fill_the_gaps() {
+        let holdings = Holdings::from([
+            (node(1), BTreeSet::from([2, 7])),
+            (node(3), BTreeSet::from([0, 2])),
+            (node(9), BTreeSet::from([1])),
+        ]);
+        let assignment = assign(&[node(1), node(2), node(3), node(4)], 4, &holdings);
+        assert_eq!(assignment.by_home(), [(node(1), 2), (node(2), 1), (node(3), 0), (node(4), 3)]);
+        assert!(assignment.is_surplus(&node(3), 2));
+        assert!(assignment.is_surplus(&node(9), 1));
+        assert_eq!(assignment.index_for(&node(9)), None);
+        assert_eq!(assignment.wanting(&holdings).collect::<Vec<_>>(), [(node(2), 1), (node(4), 3)]);
+    }
+
+    #[test]
+    fn with_fewer_homes_than_shards_some_indices_have_no_home() {
+        let holdings = Holdings::from([(node(2), BTreeSet::from([4]))]);
+        let assignment = assign(&[node(1), node(2)], 5, &holdings);
+        assert_eq!(assignment.by_home(), [(node(1), 0), (node(2), 4)]);
+        assert_eq!(assignment.home_of(1), None);
+        assert_eq!(assign(&[], 5, &holdings), Assignment::default());
+    }
+}

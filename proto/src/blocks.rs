@@ -177,4 +177,94 @@ impl std::fmt::Debug for BlockTree {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// Around BLAKE3's own chunks and around up to 9 blocks.
+    fn lengths() -> impl Strategy<Value = usize> {
+        let near_block = (0..10usize, 0..3usize).prop_map(|(blocks, by)| (blocks * BLOCK_LEN + by).saturating_sub(1));
+        prop_oneof![0..3000usize, near_block, 0..9 * BLOCK_LEN]
+    }
+
+    proptest! {
+        #[test]
+        fn the_root_is_the_plain_hash_and_blocks_hold(len in lengths(), flip in any::<usize>()) {
+            let mut shard = noise(len);
+            let (root, tree) = hash_shard(&shard);
+            prop_assert_eq!(root, Digest::of(&shard));
+            prop_assert_eq!(tree.verify(&root), Ok(()));
+            prop_assert_eq!(tree.as_bytes().len() as u64, block_count(len as u64) * VALUE_LEN as u64);
+            let read = BlockTree::from_bytes(tree.as_bytes(), len as u64);
+            prop_assert_eq!(read.as_ref(), Ok(&tree));
+            prop_assert_eq!(tree.check_range(0, &shard), Ok(()));
+
+            if len > 0 {
+                let position = flip % len;
+                shard[position] ^= 1 << (flip % 8);
+                let block = (position / BLOCK_LEN) as u64;
+                prop_assert_eq!(tree.check_range(0, &shard), Err(BlockMismatch { block }));
+                for (bytes, index) in shard.chunks(BLOCK_LEN).zip(0..) {
+                    prop_assert_eq!(tree.check_block(index, bytes).is_ok(), index != block);
+                }
+            }
+        }
+
+        #[test]
+        fn a_changed_value_does_not_verify(len in lengths(), flip in any::<usize>()) {
+            let (root, tree) = hash_shard(&noise(len));
+            let mut bytes = tree.as_bytes().to_vec();
+            let position = flip % bytes.len();
+            bytes[position] ^= 1 << (flip % 8);
+            let changed = BlockTree::from_bytes(&bytes, len as u64);
+            prop_assert_eq!(changed.and_then(|tree| tree.verify(&root)), Err(BlockTreeError::Root));
+        }
+
+        #[test]
+        fn widened_ranges_cover_and_are_whole_blocks(
+            offset in 0..400_000u64, len in 0..400_000u64, shard_len in 0..400_000u64,
+        ) {
+            let range = widen(offset, len, shard_len);
+            prop_assert!(range.start <= range.end && range.end <= shard_len);
+            let block = BLOCK_LEN as u64;
+            prop_assert!(range.start.is_multiple_of(block) || range.start == shard_len);
+            prop_assert!(range.end.is_multiple_of(block) || range.end == shard_len);
+            if offset < shard_len && len > 0 {
+                prop_assert!(range.start <= offset && range.end >= (offset + len).min(shard_len));
+                prop_assert!(offset - range.start < block && range.end - (offset + len).min(shard_len) < block);
+            } else {
+                prop_assert!(range.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_refused() {
+        let tree = chaining_values(&noise(3 * BLOCK_LEN));
+        for wrong in [0, 1, 2 * BLOCK_LEN as u64, 3 * BLOCK_LEN as u64 + 1, u64::MAX] {
+            let refused = BlockTree::from_bytes(tree.as_bytes(), wrong);
+            assert!(matches!(refused, Err(BlockTreeError::Length { found: 96, .. })), "{wrong}");
+        }
+        let block = noise(BLOCK_LEN);
+        assert_eq!(tree.check_block(0, &block), Ok(()));
+        assert_eq!(tree.check_block(0, &block[1..]), Err(BlockMismatch { block: 0 }));
+        assert_eq!(tree.check_block(3, &block), Err(BlockMismatch { block: 3 }));
+        assert_eq!(tree.check_block(u64::MAX, &block), Err(BlockMismatch { block: u64::MAX }));
+        assert_eq!(tree.check_range(1, &block), Err(BlockMismatch { block: 0 }));
+        assert_eq!(widen(u64::MAX, u64::MAX, 100), 100..100);
+        assert_eq!(widen(1, u64::MAX, 100), 0..100);
+    }
+
+    #[test]
+    fn a_single_block_is_not_a_chaining_value() {
+        let shard = noise(BLOCK_LEN);
+        assert_eq!(chaining_values(&shard).as_bytes(), Digest::of(&shard).as_bytes());
+        assert_eq!(chaining_values(&[]).as_bytes(), Digest::of(&[]).as_bytes());
+    }
+}

@@ -21,3 +21,6 @@ pub mod stripe;
 pub mod sweep;
 pub mod transport;
 pub mod wire;
+
+#[cfg(test)]
+mod format_tests;

@@ -19,7 +19,8 @@ pub const BYTES_PER_POINT: u64 = 256 << 20;
 /// Fewest virtual points of a node: with fewer, the smallest nodes' shares would be a matter of luck.
 pub const POINTS_MIN: u64 = 64;
 
-/// Most virtual points of a node, reached at 16 TiB: bounds a ring's memory, 8 bytes a point.
+/// Most virtual points of a node, reached at 16 TiB. It bounds what one node's claim costs the others: 512 KiB of memory,
+/// at 8 bytes a point. A ring takes 32 bytes for each GiB that its nodes offer, 32 MiB for 1 PiB.
 pub const POINTS_MAX: u64 = 65_536;
 
 /// A point is its position in the upper bits and its node's number in the lower ones. Nodes are numbered in the order
@@ -66,7 +67,7 @@ pub fn points_of(capacity: u64) -> u64 {
 
 /// The positions of a node's first `count` points, in the order of their making; the lowest [`NODE_BITS`] bits are not
 /// used.
-fn positions(node: &NodeId, count: u64) -> impl Iterator<Item = u64> {
+pub(crate) fn positions(node: &NodeId, count: u64) -> impl Iterator<Item = u64> {
     let mut stream = blake3::Hasher::new_derive_key(POINTS_CONTEXT).update(node.as_bytes()).finalize_xof();
     (0..count).map(move |_| {
         let mut bytes = [0u8; 8];
@@ -143,8 +144,8 @@ impl Ring {
     /// fewer than `zone_limit` taken; then the rest, in ring order.
     #[must_use]
     pub fn walk(&self, key: &[u8; 32], zone_cap: usize, zone_limit: usize) -> Walk<'_> {
-        let [first, ..] = key.as_chunks::<8>().0 else { return Walk::new(self, 0, zone_cap, zone_limit) };
-        let from = position(*first) << NODE_BITS;
+        let &[a, b, c, d, e, f, g, h, ..] = key;
+        let from = position([a, b, c, d, e, f, g, h]) << NODE_BITS;
         Walk::new(self, self.points.partition_point(|&point| point < from), zone_cap, zone_limit)
     }
 

@@ -98,6 +98,8 @@ pub fn stripes_of_file(bytes: u64) -> u64 {
 }
 
 /// Whether a cluster of `admitted` nodes is large enough for `scheme`; else the scheme that would fit.
+///
+/// With no node at all none fits, and 1+0 is named.
 pub fn fits(scheme: Scheme, admitted: usize) -> Result<(), TooSmall> {
     if admitted >= scheme.n() {
         return Ok(());
@@ -120,4 +122,82 @@ fn unreadability(scheme: Scheme, uptime: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+
+    fn close(left: f64, right: f64) -> bool {
+        (left - right).abs() <= 1e-12 + 1e-9 * right.abs()
+    }
+
+    fn of(text: &str) -> Scheme {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn the_table_for_small_clusters() {
+        for (nodes, expected) in
+            [(0, "1+0"), (1, "1+0"), (2, "1+1"), (4, "1+3"), (5, "2+2"), (9, "2+2"), (10, "4+4"), (15, "4+4")]
+        {
+            assert_eq!(default_scheme(nodes, 0.5).to_string(), expected, "{nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn the_computed_default_is_readable_small_and_the_best() {
+        for nodes in (16..70).chain([100, 1000, usize::MAX]) {
+            for uptime in [0.5, 0.7, 0.8, 0.9, 0.99, 1.0] {
+                let chosen = default_scheme(nodes, uptime);
+                let most = (nodes / 10 * 7).saturating_add(7).min(DEFAULT_SHARDS_LIMIT);
+                assert!(chosen.n() <= most && chosen.m() >= DEFAULT_LOSSES_MIN, "{nodes} {uptime}: {chosen}");
+                assert!(nodes >= 1000 || chosen.n() * 10 <= nodes * 7, "{nodes} {uptime}: {chosen}");
+                assert!(readability(chosen, uptime) >= READABILITY_GOAL, "{nodes} {uptime}: {chosen}");
+                // One more data shard in place of a parity shard would be too much.
+                let bolder = scheme(chosen.k() + 1, chosen.m() - 1);
+                assert!(bolder.m() < DEFAULT_LOSSES_MIN || readability(bolder, uptime) < READABILITY_GOAL);
+            }
+        }
+        assert_eq!(default_scheme(29, 0.8), of("9+9"), "as 10+10, with fewer shards");
+        assert_eq!(default_scheme(16, 0.8), of("4+6"));
+        assert_eq!(default_scheme(20, 1.0), of("10+4"));
+        assert_eq!(default_scheme(100, 0.0), default_scheme(100, 0.5));
+        assert_eq!(default_scheme(100, f64::NAN), default_scheme(100, 0.5));
+    }
+
+    #[test]
+    fn readability_has_its_closed_values() {
+        // One of n: 1 - (1-p)^n. All of n: p^n. Two of four: 1 - q^4 - 4 p q^3.
+        assert!(close(readability(of("1+3"), 0.8), 1.0 - 0.2f64.powi(4)));
+        assert!(close(readability(of("5+0"), 0.8), 0.8f64.powi(5)));
+        assert!(close(readability(of("2+2"), 0.8), 1.0 - 0.2f64.powi(4) - 4.0 * 0.8 * 0.2f64.powi(3)));
+        // Symmetric at one half: at least 4 of 7.
+        assert!(close(readability(of("4+3"), 0.5), 0.5));
+        assert!(close(readability(of("64+63"), 0.5), 0.5));
+        assert_eq!(readability(of("4+4"), 1.0), 1.0);
+        assert_eq!(readability(of("4+4"), 0.0), 0.0);
+        assert_eq!(readability(of("4+4"), f64::NAN), 0.0);
+    }
+
+    #[test]
+    fn a_file_is_readable_if_all_its_stripes_are() {
+        assert_eq!((stripes_of_file(0), stripes_of_file(1), stripes_of_file(1 << 30)), (1, 1, 64));
+        assert_eq!(stripes_of_file((16 << 20) + 1), 2);
+        let stripe = readability(of("4+4"), 0.8);
+        assert!(close(file_readability(of("4+4"), 0.8, 64), stripe.powi(64)));
+        // A stripe's 1e-20 is nothing next to 1, but not over very many stripes.
+        let rare = file_readability(of("1+19"), 0.9, 1_000_000_000_000);
+        assert!(rare < 1.0 && rare > 0.999_999, "{rare}");
+    }
+
+    #[test]
+    fn too_small_a_cluster_is_told_what_fits() {
+        assert_eq!(fits(of("5+3"), 8), Ok(()));
+        let refused = fits(of("5+3"), 7).map_err(|error| (error.fitting, error.to_string()));
+        assert_eq!(
+            refused,
+            Err((of("2+2"), "scheme 5+3 needs 8 nodes and the cluster has 7: 2+2 would fit".to_string()))
+        );
+        for admitted in 1..200 {
+            assert!(default_scheme(admitted, ASSUMED_UPTIME).n() <= admitted);
+        }
+    }
+}

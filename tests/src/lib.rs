@@ -1,1 +1,3 @@
-//! placeholder
+//! Simulated network, cluster harness and benchmarks.
+
+pub mod bench;

@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use potluck_proto::blocks::{self, BlockTree};
 use potluck_proto::id::StripeId;
 use potluck_proto::stripe::SignedHeader;
@@ -103,7 +102,7 @@ impl FileStore {
         if added > 0 || !indexed.is_empty() {
             tracing::info!(added, removed = indexed.len(), "the index was brought into line with the shard files");
         }
-        *self.usage() = usage;
+        *self.used() = usage;
         Ok(())
     }
 
@@ -135,7 +134,7 @@ impl FileStore {
         }
     }
 
-    fn usage(&self) -> MutexGuard<'_, Usage> {
+    fn used(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,7 +164,7 @@ impl FileStore {
             sync_folder(from_folder)?;
         }
         self.index.insert(&key.stripe, &new).map_err(index_failed)?;
-        let mut usage = self.usage();
+        let mut usage = self.used();
         subtract_usage(&mut usage, old.state, size);
         add_usage(&mut usage, new.state, size);
         Ok(())
@@ -180,7 +179,7 @@ impl FileStore {
         if let Err(error) = self.index.remove(&key) {
             tracing::error!(%error, "a damaged shard could not be taken out of the index");
         }
-        subtract_usage(&mut self.usage(), held.state, size);
+        subtract_usage(&mut self.used(), held.state, size);
     }
 
     /// Opens a shard's file and checks all but the payload; damage sets the shard aside.
@@ -225,7 +224,7 @@ impl FileStore {
     }
 
     fn check_space(&self, incoming: u64) -> Result<(), StoreError> {
-        let usage = *self.usage();
+        let usage = *self.used();
         if usage.live + usage.trash + incoming > self.capacity {
             return Err(StoreError::Full);
         }
@@ -287,7 +286,7 @@ impl ShardStore for FileStore {
         let held = Held { index, state: ShardState::Live, complete: false, touched, len: shard.len() as u32 };
         self.write_new(&Name::of(key, &held), &prefix, shard)?;
         self.index.insert(&key.stripe, &held).map_err(index_failed)?;
-        add_usage(&mut self.usage(), held.state, size);
+        add_usage(&mut self.used(), held.state, size);
         Ok(true)
     }
 
@@ -356,7 +355,7 @@ impl ShardStore for FileStore {
                 fs::remove_file(&path)?;
                 sync_folder(folder_of(&path))?;
                 self.index.remove(&key).map_err(index_failed)?;
-                subtract_usage(&mut self.usage(), held.state, size);
+                subtract_usage(&mut self.used(), held.state, size);
                 emptied += 1;
             }
         }
@@ -375,7 +374,7 @@ impl ShardStore for FileStore {
     }
 
     fn usage(&self) -> Usage {
-        *self.usage()
+        *self.used()
     }
 
     fn full(&self) -> bool {

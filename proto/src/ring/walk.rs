@@ -37,7 +37,8 @@ impl<'a> Walk<'a> {
     #[must_use]
     pub fn zones_crowded(&self, count: usize) -> bool {
         let mut steps = self.iter();
-        steps.by_ref().take(count).for_each(drop);
+        // Not past the last node: looking for one more would loosen the rule.
+        steps.by_ref().take(count.min(self.ring.len())).for_each(drop);
         steps.pass != Pass::Spread
     }
 }

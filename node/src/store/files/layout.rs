@@ -62,7 +62,10 @@ impl Prefix {
         let mut bytes = vec![0; FIXED_LEN];
         read_exact(file, &mut bytes, 0)?;
         let (index, touched, shard_len, header_len, tree_len) = fixed(&bytes)?;
-        if header_len > HEADER_LIMIT || u64::from(tree_len) > u64::from(shard_len) + 32 || shard_len as usize > DATA_LIMIT {
+        if header_len > HEADER_LIMIT
+            || u64::from(tree_len) > u64::from(shard_len) + 32
+            || shard_len as usize > DATA_LIMIT
+        {
             return Err(StoreError::Corrupt("lengths"));
         }
         bytes.resize(FIXED_LEN + header_len as usize + tree_len as usize + CHECKSUM_LEN, 0);
@@ -72,8 +75,7 @@ impl Prefix {
             return Err(StoreError::Corrupt("checksum"));
         }
         let (header, tree) = checked[FIXED_LEN..].split_at(header_len as usize);
-        let tree =
-            BlockTree::from_bytes(tree, shard_len.into()).map_err(|_| StoreError::Corrupt("chaining values"))?;
+        let tree = BlockTree::from_bytes(tree, shard_len.into()).map_err(|_| StoreError::Corrupt("chaining values"))?;
         let header = Bytes::copy_from_slice(header);
         Ok(Self { index: index.into(), touched, header, tree, payload_at: bytes.len() as u64 })
     }

@@ -1,0 +1,231 @@
+//! Who is in the cluster and who is up: the member table, this node's own record, and the view that all else reads.
+//!
+//! The table is signed fact and merges by itself; what is up is this node's own observation, from gossip confirmed by a
+//! probe. Every change makes a new immutable [`View`]; nobody else holds membership state.
+
+pub mod exchange;
+pub mod swim;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use potluck_proto::cert::VaultCert;
+use potluck_proto::id::{Digest, NodeId, VaultId};
+use potluck_proto::key::SecretKey;
+use potluck_proto::member::{MemberRecord, MemberTable, Merged, SignedRecord, Standing, Statement};
+use potluck_proto::replica::ReplicaList;
+use potluck_proto::ring::Ring;
+use potluck_proto::transport::Peer;
+use potluck_proto::wire;
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::durable;
+
+const TABLE: &str = "table";
+
+/// What a node knows of its cluster at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// This node.
+    pub me: NodeId,
+    /// All signed records.
+    pub table: Arc<MemberTable>,
+    /// The table's digest.
+    pub digest: Digest,
+    /// The ring of the members.
+    pub ring: Arc<Ring>,
+    /// Who is up, this node included, and since when.
+    pub up: BTreeMap<NodeId, Instant>,
+}
+
+impl View {
+    /// Where a node is reached; `None` if it is not known.
+    #[must_use]
+    pub fn peer(&self, node: &NodeId) -> Option<Peer> {
+        let record = self.table.record(node)?;
+        Some(Peer { key: (*node).into(), addresses: record.addresses.clone() })
+    }
+
+    /// Whether a node is up.
+    #[must_use]
+    pub fn is_up(&self, node: &NodeId) -> bool {
+        self.up.contains_key(node)
+    }
+
+    /// All other nodes that are up and not evicted, on the ring or on their way out.
+    pub fn others_up(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.up.keys().copied().filter(|node| *node != self.me)
+    }
+
+    /// Whether this node reaches more than half of the ring, itself included.
+    #[must_use]
+    pub fn majority(&self) -> bool {
+        let up = self.ring.nodes().iter().filter(|node| self.is_up(node)).count();
+        2 * up > self.ring.len()
+    }
+
+    /// The nodes that replicate a vault's heads.
+    #[must_use]
+    pub fn head_list(&self, vault: &VaultId) -> ReplicaList {
+        ReplicaList::new(self.ring.head_replicas(vault))
+    }
+
+    /// The list as it would be without this node: the one that ruled before it came.
+    #[must_use]
+    pub fn head_list_before(&self, vault: &VaultId) -> ReplicaList {
+        let others = self.table.members().filter(|record| !record.leaving && record.node() != self.me);
+        let ring = Ring::new(others.map(|record| potluck_proto::ring::RingEntry {
+            node: record.node(),
+            zone: record.cert.zone().to_string(),
+            capacity: record.weight(),
+        }));
+        ReplicaList::new(ring.head_replicas(vault))
+    }
+
+    /// Whether a node will never answer again, as far as the signed records say.
+    #[must_use]
+    pub fn gone(&self, node: &NodeId) -> bool {
+        !matches!(self.table.standing(node), Some(Standing::Member))
+    }
+}
+
+/// Keeps the table and the view.
+pub struct Membership {
+    me: NodeId,
+    key: SecretKey,
+    path: PathBuf,
+    table: Mutex<MemberTable>,
+    view: watch::Sender<Arc<View>>,
+}
+
+impl Membership {
+    /// Reads the table from the data folder and begins with nobody up but this node.
+    pub fn open(folder: &Path, key: SecretKey, empty: MemberTable) -> io::Result<Self> {
+        let path = folder.join(TABLE);
+        let mut table = empty;
+        if let Some(bytes) = durable::read(&path)? {
+            match wire::Table::decode(&bytes[..]) {
+                Ok(stored) => {
+                    table.merge(&stored);
+                }
+                // Every record in it can be fetched again from any other member.
+                Err(error) => tracing::warn!(%error, "the member table on disk is damaged: fetching it anew"),
+            }
+        }
+        let me = NodeId::from(key.public());
+        let up = BTreeMap::from([(me, Instant::now())]);
+        let view =
+            View { me, digest: table.digest(), ring: Arc::new(table.ring()), table: Arc::new(table.clone()), up };
+        let (view, _) = watch::channel(Arc::new(view));
+        Ok(Self { me, key, path, table: Mutex::new(table), view })
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Follows what is known.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// Takes what is genuine of a table in.
+    pub fn merge(&self, table: &wire::Table) -> Merged {
+        self.change(|own| {
+            let merged = own.merge(table);
+            (merged.news > 0, merged)
+        })
+    }
+
+    /// Takes a vault's certificate in, as its client showed it.
+    pub fn learn_vault(&self, cert: VaultCert) -> bool {
+        self.change(|own| {
+            let news = own.add_vault(cert);
+            (news, news)
+        })
+    }
+
+    /// Takes a statement in.
+    pub fn state(&self, statement: Statement) -> bool {
+        self.change(|own| {
+            let news = own.add_statement(statement);
+            (news, news)
+        })
+    }
+
+    /// Makes a new record of this node, durable before it is used: `change` sees the old one, if there is one.
+    pub fn renew(&self, change: impl FnOnce(Option<&MemberRecord>) -> MemberRecord) -> io::Result<()> {
+        let record = {
+            let table = self.table();
+            let old = table.record(&self.me);
+            let generation = old.map_or(1, |old| old.generation + 1);
+            MemberRecord { generation, ..change(old.map(|old| &**old)) }.sign(&self.key)
+        };
+        let mut with_record = self.table().clone();
+        with_record.add_record(record.clone());
+        durable::replace(&self.path, &with_record.to_wire().encode_to_vec())?;
+        self.add(record);
+        Ok(())
+    }
+
+    fn add(&self, record: SignedRecord) {
+        self.change(|own| (own.add_record(record), ()));
+    }
+
+    /// Writes the table to disk.
+    pub fn persist(&self) -> io::Result<()> {
+        let table = self.view().table.to_wire();
+        durable::replace(&self.path, &table.encode_to_vec())
+    }
+
+    /// Records that a node is up or down; true if that is news.
+    pub fn set_up(&self, node: NodeId, up: bool) -> bool {
+        self.view.send_if_modified(|view| {
+            if node == view.me
+                || view.is_up(&node) == up
+                || (up && view.table.standing(&node) == Some(Standing::Evicted))
+            {
+                return false;
+            }
+            let mut new = (**view).clone();
+            if up {
+                new.up.insert(node, Instant::now());
+            } else {
+                new.up.remove(&node);
+            }
+            *view = Arc::new(new);
+            true
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, MemberTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table and, if `change` says that it did, publishes a new view.
+    fn change<T>(&self, change: impl FnOnce(&mut MemberTable) -> (bool, T)) -> T {
+        let mut table = self.table();
+        let (changed, result) = change(&mut table);
+        if changed {
+            self.view.send_modify(|view| {
+                let mut up = view.up.clone();
+                up.retain(|node, _| !matches!(table.standing(node), Some(Standing::Evicted)));
+                *view = Arc::new(View {
+                    me: self.me,
+                    digest: table.digest(),
+                    ring: Arc::new(table.ring()),
+                    table: Arc::new(table.clone()),
+                    up,
+                });
+            });
+        }
+        result
+    }
+}

@@ -1,0 +1,143 @@
+//! Exchange of the full table: at the start, every minute with one member, and at once when something changes.
+//!
+//! Gossip spreads who is up; this spreads what is signed. Two nodes that exchange end with equal tables.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use potluck_proto::id::NodeId;
+use potluck_proto::transport::{CallError, Endpoint};
+use potluck_proto::wire::{self, reply, request};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Membership;
+use super::swim::SwimHandle;
+
+/// Time between two exchanges with a random member.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Time between attempts while nobody is up: at the start, or cut off.
+const LONELY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long changes are gathered before they are told.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// How many members are told of a change at once; they tell others.
+const FAN_OUT: usize = 3;
+
+/// How many members are tried at once while nobody is up.
+const LONELY_FAN_OUT: usize = 8;
+
+/// How long one exchange may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Answers another node's call.
+pub fn answer(
+    membership: &Membership,
+    swim: &SwimHandle,
+    caller: Option<NodeId>,
+    call: &wire::Members,
+) -> wire::MembersReply {
+    if let Some(table) = &call.table {
+        membership.merge(table);
+    }
+    if let Some(caller) = caller {
+        swim.hear_up(vec![caller]);
+    }
+    let view = membership.view();
+    let digest = Bytes::copy_from_slice(view.digest.as_bytes());
+    wire::MembersReply {
+        table: (call.digest != digest).then(|| view.table.to_wire()),
+        digest,
+        up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
+    }
+}
+
+/// Makes this node's table and another's equal, and hears whom the other reaches.
+pub async fn with(
+    membership: &Membership,
+    swim: &SwimHandle,
+    endpoint: &Endpoint,
+    node: NodeId,
+) -> Result<(), CallError> {
+    let Some(peer) = membership.view().peer(&node) else { return Ok(()) };
+    let mut table = None;
+    // Twice at most: the first answer brings the other's table, the second call takes ours.
+    for _ in 0..2 {
+        let digest = Bytes::copy_from_slice(membership.view().digest.as_bytes());
+        let call = request::Kind::Members(wire::Members { digest, table: table.take() });
+        let (answer, _) = endpoint.call(&peer, call, Vec::new(), DEADLINE).await?;
+        let reply::Kind::Members(answer) = answer else {
+            return Err(CallError::BadReply("not an answer to an exchange of members".into()));
+        };
+        if let Some(theirs) = &answer.table {
+            let merged = membership.merge(theirs);
+            if merged.refused > 0 {
+                tracing::warn!(from = %node.short(), refused = merged.refused, "records that are not genuine");
+            }
+        }
+        let mut up: Vec<NodeId> = answer.up.iter().filter_map(|id| NodeId::from_slice(id)).collect();
+        up.push(node);
+        swim.hear_up(up);
+        let view = membership.view();
+        if answer.digest == view.digest.as_bytes()[..] {
+            return Ok(());
+        }
+        table = Some(view.table.to_wire());
+    }
+    Ok(())
+}
+
+/// Exchanges until `stop` is set.
+pub async fn run(
+    membership: Arc<Membership>,
+    swim: SwimHandle,
+    endpoint: Endpoint,
+    mut rng: StdRng,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut changes = membership.watch();
+    let mut told = membership.view().digest;
+    let mut next = Instant::now();
+    loop {
+        let view = membership.view();
+        let changed = view.digest != told;
+        let wake = if changed { Instant::now() + GATHER } else { next };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep_until(wake) => {}
+            _ = changes.changed(), if !changed => continue,
+        }
+        let view = membership.view();
+        let up: Vec<NodeId> = view.others_up().collect();
+        let lonely = up.is_empty();
+        let partners: Vec<NodeId> = if lonely {
+            let known: Vec<NodeId> =
+                view.table.members().map(|record| record.node()).filter(|node| *node != view.me).collect();
+            known.sample(&mut rng, LONELY_FAN_OUT).copied().collect()
+        } else {
+            let count = if changed { FAN_OUT } else { 1 };
+            up.sample(&mut rng, count).copied().collect()
+        };
+        told = view.digest;
+        let exchanges = partners.into_iter().map(|node| {
+            let (membership, swim, endpoint) = (&membership, &swim, &endpoint);
+            async move {
+                if let Err(error) = with(membership, swim, endpoint, node).await {
+                    tracing::debug!(with = %node.short(), %error, "no exchange of members");
+                }
+            }
+        });
+        futures_util::future::join_all(exchanges).await;
+        if view.digest != membership.view().digest || changed {
+            if let Err(error) = membership.persist() {
+                tracing::error!(%error, "the member table cannot be written to disk");
+            }
+        }
+        next = Instant::now() + if lonely { LONELY_INTERVAL } else { INTERVAL };
+    }
+}

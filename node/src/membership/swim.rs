@@ -1,0 +1,290 @@
+//! Failure detection: the SWIM protocol by foca, in QUIC datagrams.
+//!
+//! SWIM says who seems to have gone; this node says so only after a probe of its own has failed too. foca is not made for
+//! liars, so a datagram counts only if its sender is the one that TLS proved.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, Timer};
+use potluck_proto::id::NodeId;
+use potluck_proto::transport::Endpoint;
+use potluck_proto::wire;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Membership, View};
+
+/// Datagrams and exchanges waiting for the protocol; more are dropped, as datagrams may be.
+const QUEUE: usize = 1024;
+
+/// Largest datagram: what fits into a QUIC datagram at the smallest MTU.
+const PACKET_LIMIT: usize = 1162;
+
+/// How long a probe of a node that SWIM gave up may take.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Most confirming probes at once.
+const PROBES: usize = 16;
+
+/// A node in one of its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Life {
+    node: [u8; 32],
+    incarnation: u64,
+}
+
+impl Life {
+    /// The first life under a record's generation; renewals count up from there.
+    fn new(node: NodeId, generation: u64) -> Self {
+        Self { node: node.0, incarnation: generation << 20 }
+    }
+}
+
+impl Identity for Life {
+    type Addr = [u8; 32];
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self { incarnation: self.incarnation + 1, ..*self })
+    }
+
+    fn addr(&self) -> [u8; 32] {
+        self.node
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.incarnation > adversary.incarnation
+    }
+}
+
+enum Input {
+    Datagram(NodeId, Bytes),
+    Up(Vec<NodeId>),
+}
+
+/// Where datagrams and news for the protocol are handed in.
+#[derive(Clone)]
+pub struct SwimHandle(mpsc::Sender<Input>);
+
+impl SwimHandle {
+    /// A datagram from a node, as TLS proved it.
+    pub fn datagram(&self, from: NodeId, data: Bytes) {
+        let _ = self.0.try_send(Input::Datagram(from, data));
+    }
+
+    /// Another member says that it reaches these nodes.
+    pub fn hear_up(&self, nodes: Vec<NodeId>) {
+        let _ = self.0.try_send(Input::Up(nodes));
+    }
+}
+
+/// The protocol's state, before it runs.
+pub struct Swim {
+    foca: Foca<Life, PostcardCodec, StdRng, NoCustomBroadcast>,
+    input: mpsc::Receiver<Input>,
+    membership: Arc<Membership>,
+    endpoint: Endpoint,
+    probes: Arc<Semaphore>,
+    effects: Effects,
+    size: u32,
+}
+
+/// What foca asks for while it handles one input.
+#[derive(Default)]
+struct Effects {
+    send: Vec<(Life, Bytes)>,
+    timers: BinaryHeap<Reverse<Pending>>,
+    sequence: u64,
+    up: Vec<NodeId>,
+    down: Vec<NodeId>,
+}
+
+struct Pending {
+    due: Instant,
+    sequence: u64,
+    timer: Timer<Life>,
+}
+
+impl PartialEq for Pending {
+    fn eq(&self, other: &Self) -> bool {
+        (self.due, self.sequence) == (other.due, other.sequence)
+    }
+}
+
+impl Eq for Pending {}
+
+impl PartialOrd for Pending {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pending {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, &self.timer, self.sequence).cmp(&(other.due, &other.timer, other.sequence))
+    }
+}
+
+impl Runtime<Life> for &mut Effects {
+    fn notify(&mut self, notification: Notification<'_, Life>) {
+        match notification {
+            Notification::MemberUp(life) => self.up.push(NodeId(life.node)),
+            Notification::MemberDown(life) => self.down.push(NodeId(life.node)),
+            Notification::Rename(..) | Notification::Active | Notification::Idle => {}
+            Notification::Defunct | Notification::Rejoin(_) => {
+                tracing::info!("others took this node for down; it said that it is up");
+            }
+        }
+    }
+
+    fn send_to(&mut self, to: Life, data: &[u8]) {
+        self.send.push((to, Bytes::copy_from_slice(data)));
+    }
+
+    fn submit_after(&mut self, timer: Timer<Life>, after: Duration) {
+        self.sequence += 1;
+        self.timers.push(Reverse(Pending { due: Instant::now() + after, sequence: self.sequence, timer }));
+    }
+}
+
+fn config(size: u32) -> foca::Config {
+    let size = NonZeroU32::new(size).unwrap_or(NonZeroU32::MIN);
+    foca::Config {
+        max_packet_size: std::num::NonZeroUsize::new(PACKET_LIMIT).unwrap_or(std::num::NonZeroUsize::MIN),
+        ..foca::Config::new_lan(size)
+    }
+}
+
+impl Swim {
+    /// The protocol for this node, with the queue that feeds it.
+    #[must_use]
+    pub fn new(membership: Arc<Membership>, endpoint: Endpoint, seed: u64) -> (Self, SwimHandle) {
+        let (sender, input) = mpsc::channel(QUEUE);
+        let view = membership.view();
+        let generation = view.table.record(&view.me).map_or(0, |record| record.generation);
+        let rng = StdRng::seed_from_u64(seed);
+        let foca = Foca::new(Life::new(view.me, generation), config(1), rng, PostcardCodec);
+        let probes = Arc::new(Semaphore::new(PROBES));
+        let swim = Self { foca, input, membership, endpoint, probes, effects: Effects::default(), size: 1 };
+        (swim, SwimHandle(sender))
+    }
+
+    /// Runs until `stop` is set, then says goodbye.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let due = self.effects.timers.peek().map(|Reverse(pending)| pending.due);
+            let timer = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                input = self.input.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => break,
+                },
+                () = timer => self.expire(),
+            }
+            self.carry_out();
+        }
+        if let Err(error) = self.foca.leave_cluster(&mut self.effects) {
+            tracing::debug!(%error, "no goodbye");
+        }
+        self.carry_out();
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Datagram(from, data) => {
+                let sender = PostcardCodec.decode_header(&data[..]).map(|header: foca::Header<Life>| header.src.node);
+                match sender {
+                    Ok(sender) if sender == from.0 => {
+                        if let Err(error) = self.foca.handle_data(&data, &mut self.effects) {
+                            tracing::debug!(%error, from = %from.short(), "a gossip datagram was refused");
+                        }
+                    }
+                    _ => tracing::debug!(from = %from.short(), "a gossip datagram in another's name, or damaged"),
+                }
+            }
+            Input::Up(nodes) => {
+                let view = self.membership.view();
+                let lives = nodes.into_iter().filter(|node| *node != view.me && !view.is_up(node)).filter_map(|node| {
+                    view.table.record(&node).map(|record| Member::alive(Life::new(node, record.generation)))
+                });
+                let lives: Vec<_> = lives.collect();
+                if let Err(error) = self.foca.apply_many(lives.into_iter(), false, &mut self.effects) {
+                    tracing::debug!(%error, "an exchange was refused");
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse(pending)) = self.effects.timers.peek() {
+            if pending.due > now {
+                break;
+            }
+            let Some(Reverse(pending)) = self.effects.timers.pop() else { break };
+            if let Err(error) = self.foca.handle_timer(pending.timer, &mut self.effects) {
+                tracing::debug!(%error, "a gossip timer failed");
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let view = self.membership.view();
+        for (to, data) in std::mem::take(&mut self.effects.send) {
+            if let Some(peer) = view.peer(&NodeId(to.node)) {
+                self.endpoint.send_datagram(&peer, data);
+            }
+        }
+        for node in std::mem::take(&mut self.effects.up) {
+            if self.membership.set_up(node, true) {
+                tracing::info!(node = %node.short(), "up");
+            }
+        }
+        for node in std::mem::take(&mut self.effects.down) {
+            self.confirm(node, &view);
+        }
+        let size = view.up.len() as u32;
+        // The number of transmissions depends on the size; small changes do not matter.
+        if size > self.size + self.size / 4 || size < self.size - self.size / 4 {
+            self.size = size;
+            if let Err(error) = self.foca.set_config(config(size)) {
+                tracing::debug!(%error, "gossip keeps its settings");
+            }
+        }
+    }
+
+    /// SWIM gave a node up: it is down when a probe fails too.
+    fn confirm(&self, node: NodeId, view: &View) {
+        let (membership, endpoint, probes) = (self.membership.clone(), self.endpoint.clone(), self.probes.clone());
+        let peer = view.peer(&node);
+        tokio::spawn(async move {
+            let Ok(_permit) = probes.acquire().await else { return };
+            let answers = match &peer {
+                Some(peer) => reaches(&endpoint, peer).await,
+                None => false,
+            };
+            if !answers && membership.set_up(node, false) {
+                tracing::info!(node = %node.short(), "down");
+            }
+        });
+    }
+}
+
+/// Whether a node answers a small call.
+pub(crate) async fn reaches(endpoint: &Endpoint, peer: &potluck_proto::transport::Peer) -> bool {
+    let probe = wire::request::Kind::Members(wire::Members { digest: Bytes::new(), table: None });
+    endpoint.call(peer, probe, Vec::new(), PROBE_DEADLINE).await.is_ok()
+}
