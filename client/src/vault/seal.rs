@@ -94,17 +94,19 @@ fn key_and_nonce(keys: &VaultKeys, hash: &Digest) -> (Zeroizing<[u8; KEY_LEN]>, 
     (key, nonce)
 }
 
-/// Seals chunks; one per thread, as it keeps a compressor.
+/// Seals chunks; one per thread, as it keeps a compressor and a buffer of up to a chunk.
 pub struct Sealer {
     keys: VaultKeys,
     zstd: zstd::bulk::Compressor<'static>,
+    /// What zstd writes into, kept so that a sealed chunk takes no more memory than it needs.
+    scratch: Vec<u8>,
 }
 
 impl Sealer {
     /// A sealer for the vault of these keys.
     pub fn new(keys: &VaultKeys) -> Result<Self, SealError> {
         let zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|_| SealError::Library("compressor"))?;
-        Ok(Self { keys: keys.clone(), zstd })
+        Ok(Self { keys: keys.clone(), zstd, scratch: Vec::new() })
     }
 
     /// The vault's keys.
@@ -135,17 +137,20 @@ impl Sealer {
     fn form(&mut self, plain: &[u8], plain_len: u32) -> Vec<u8> {
         // A buffer that compression must fit into for it to pay: so zstd stops early where it does not.
         let most = plain.len() - plain.len() / LEAST_SAVING;
-        let mut buffer = Vec::with_capacity(plain.len() + OVERHEAD);
         if most > ZSTD_PREFIX && most < plain.len() {
-            buffer.push(FORM_ZSTD);
-            buffer.extend_from_slice(&plain_len.to_le_bytes());
-            buffer.resize(most, 0);
-            if let Ok(len) = self.zstd.compress_to_buffer(plain, &mut buffer[ZSTD_PREFIX..]) {
-                buffer.truncate(ZSTD_PREFIX + len);
+            let room = most - ZSTD_PREFIX;
+            if self.scratch.len() < room {
+                self.scratch.resize(room, 0);
+            }
+            if let Ok(len) = self.zstd.compress_to_buffer(plain, &mut self.scratch[..room]) {
+                let mut buffer = Vec::with_capacity(ZSTD_PREFIX + len + TAG_LEN);
+                buffer.push(FORM_ZSTD);
+                buffer.extend_from_slice(&plain_len.to_le_bytes());
+                buffer.extend_from_slice(&self.scratch[..len]);
                 return buffer;
             }
-            buffer.clear();
         }
+        let mut buffer = Vec::with_capacity(plain.len() + OVERHEAD);
         buffer.push(FORM_RAW);
         buffer.extend_from_slice(plain);
         buffer

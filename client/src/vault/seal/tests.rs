@@ -57,10 +57,17 @@ fn another_id_and_another_vault_are_refused() {
     assert_eq!(foreign.open(&sealed.hash, &sealed.bytes), Err(OpenError::Tag));
 }
 
+fn hash_of(form: &[u8]) -> Digest {
+    Digest(super::keyed(&both().0.keys.stored_hash, form))
+}
+
 /// Bytes as a faulty or malicious writer with the vault's keys could have sealed them.
 fn seal_form(form: &[u8]) -> (Digest, Vec<u8>) {
+    seal_form_under(hash_of(form), form)
+}
+
+fn seal_form_under(hash: Digest, form: &[u8]) -> (Digest, Vec<u8>) {
     let (sealer, _) = both();
-    let hash = Digest(super::keyed(&sealer.keys.stored_hash, form));
     let (key, nonce) = super::key_and_nonce(&sealer.keys, &hash);
     let mut bytes = form.to_vec();
     let tag = crate::vault::cipher::encrypt(&key, nonce, &[], &mut bytes).unwrap();
@@ -77,6 +84,8 @@ fn unknown_forms_and_bad_compression_are_refused() {
     };
     assert_eq!(check(&[9, 1, 2]), Err(OpenError::Form(9)));
     assert_eq!(check(&[]), Err(OpenError::Hash));
+    let (hash, bytes) = seal_form_under(hash_of(b"\0one"), b"\0two");
+    assert_eq!(both().1.open(&hash, &bytes), Err(OpenError::Hash));
     assert_eq!(check(&[1, 2]), Err(OpenError::Compression));
     let compressed = zstd::bulk::compress(&[7; 1000], 1).unwrap();
     let with_len = |len: u32| [&[1][..], &len.to_le_bytes(), &compressed].concat();

@@ -23,12 +23,7 @@ pub type Change = (Bytes, Option<Entry>);
 ///
 /// The old tree stays as it is. Removing what is not there changes nothing. Only touched nodes are loaded and written;
 /// a node that turns out as it was, locations included, is not written again.
-pub async fn apply<S, C>(
-    store: &mut S,
-    keys: &VaultKeys,
-    root: &Root,
-    changes: C,
-) -> Result<Root, VaultError>
+pub async fn apply<S, C>(store: &mut S, keys: &VaultKeys, root: &Root, changes: C) -> Result<Root, VaultError>
 where
     S: NodeStore + Send,
     C: IntoIterator<Item = Change>,

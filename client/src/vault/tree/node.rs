@@ -16,6 +16,10 @@ pub const NODE_VERSION: u16 = 1;
 /// Highest node: one more than the levels that 64 hash bits give.
 pub const HEIGHT_LIMIT: u8 = 13;
 
+/// Most bytes of all keys of a node together, shared parts counted each time, so that few bytes cannot unfold to many:
+/// 16 MiB. A node that a writer cuts stays far below.
+const KEYS_LIMIT: usize = 16 << 20;
+
 /// Leading zero bits per level: a node has 2 to the 5 items on average, 8 KiB of common paths and entries.
 const CUT_BITS: u32 = 5;
 
@@ -104,7 +108,7 @@ impl Node {
         Subtree { id, height: self.height, pointer, count, size }
     }
 
-    /// Bytes are shared with `bytes` where a key allows it.
+    /// Reads a node that lies in `container`.
     pub(super) fn decode(bytes: &[u8], container: StripeRef) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         decoder.version("tree node", NODE_VERSION)?;
@@ -113,12 +117,16 @@ impl Node {
         if count == 0 || height > HEIGHT_LIMIT {
             return Err(DecodeError::Invalid { field: "tree node", why: "empty or too high" });
         }
-        let mut key = Vec::new();
+        let (mut key, mut keys_len) = (Vec::new(), 0);
         let (mut entries, mut children) = (Vec::new(), Vec::new());
         for index in 0..count {
             let next = read_key(&mut decoder, &key)?;
+            keys_len += next.len();
             if index > 0 && next <= key {
                 return Err(DecodeError::Invalid { field: "key", why: "not ascending" });
+            }
+            if keys_len > KEYS_LIMIT {
+                return Err(DecodeError::Invalid { field: "keys", why: "together longer than their limit" });
             }
             key = next;
             let owned = Bytes::copy_from_slice(&key);
