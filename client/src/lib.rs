@@ -1,1 +1,3 @@
-//! placeholder
+//! The Potluck client as a library: the vault, and what reaches it over the cluster.
+
+pub mod vault;
