@@ -1,3 +1,4 @@
 //! Simulated network, cluster harness and benchmarks.
 
 pub mod bench;
+pub mod sim;
