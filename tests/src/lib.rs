@@ -3,3 +3,4 @@
 pub mod bench;
 pub mod dashboard;
 pub mod prometheus;
+pub mod sim;
