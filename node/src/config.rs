@@ -90,7 +90,7 @@ pub enum HttpAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// UDP address to listen on; [::]:4701 serves IPv6 and IPv4. Default: 0.0.0.0:4701
+    /// UDP address to listen on; `[::]:4701` serves IPv6 and IPv4. Default: 0.0.0.0:4701
     #[arg(long, env = "POTLUCK_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
     /// Addresses at which others reach this node, with commas between them. Default: found by the node
@@ -295,10 +295,10 @@ impl Config {
         if self.capacity == Some(0) {
             return Err(invalid("capacity", "a node that offers nothing cannot be in the ring".into()));
         }
-        if let Some(zone) = &self.zone {
-            if zone.is_empty() || zone.len() > ZONE_LIMIT || zone.chars().any(char::is_control) {
-                return Err(invalid("zone", format!("must be 1 to {ZONE_LIMIT} bytes of plain text")));
-            }
+        if let Some(zone) = &self.zone
+            && (zone.is_empty() || zone.len() > ZONE_LIMIT || zone.chars().any(char::is_control))
+        {
+            return Err(invalid("zone", format!("must be 1 to {ZONE_LIMIT} bytes of plain text")));
         }
         if self.background_budget < BUDGET_MIN {
             return Err(invalid("background_budget", format!("must be at least {} a second", ByteSize(BUDGET_MIN))));

@@ -1,6 +1,7 @@
 //! The log: events of `tracing` on standard error, as lines for people or as one JSON object a line.
 //!
-//! Standard output is left to what a command answers. The log never holds secrets: keys and tokens have no `Display`.
+//! Standard output is left to what a command answers. It adds nothing to an event and hides nothing of it: who logs keeps
+//! secrets out.
 
 use std::io::{self, IsTerminal};
 

@@ -124,6 +124,8 @@ labels! {
         HaveShards = "have_shards",
         /// A shard is re-read.
         CheckShard = "check_shard",
+        /// A stripe is looked at now.
+        Alert = "alert",
         /// Heads are read.
         ReadHeads = "read_heads",
         /// A head is written.
@@ -148,6 +150,7 @@ impl Call {
         match request {
             Some(Kind::Hello(_)) => Self::Hello,
             Some(Kind::Redeem(_)) => Self::Redeem,
+            Some(Kind::Alert(_)) => Self::Alert,
             Some(Kind::Members(_)) => Self::Members,
             Some(Kind::PutShard(_)) => Self::PutShard,
             Some(Kind::GetShard(_)) => Self::GetShard,

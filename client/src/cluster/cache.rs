@@ -1,0 +1,130 @@
+//! What reads leave behind for the next ones: headers, who held what, who held damage, and recent blocks. All bounded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use potluck_proto::id::{NodeId, StripeId};
+use potluck_proto::stripe::SignedHeader;
+
+/// A map that forgets what was not used for longest when its entries' cost passes a limit.
+#[derive(Debug)]
+struct Lru<K, V> {
+    entries: HashMap<K, (V, usize, u64)>,
+    order: BTreeMap<u64, K>,
+    turn: u64,
+    cost: usize,
+    limit: usize,
+}
+
+impl<K: Hash + Eq + Clone, V> Lru<K, V> {
+    fn new(limit: usize) -> Self {
+        Self { entries: HashMap::new(), order: BTreeMap::new(), turn: 0, cost: 0, limit }
+    }
+
+    fn get(&mut self, key: &K) -> Option<&mut V> {
+        let (value, _, turn) = self.entries.get_mut(key)?;
+        self.order.remove(turn);
+        self.turn += 1;
+        *turn = self.turn;
+        self.order.insert(self.turn, key.clone());
+        Some(value)
+    }
+
+    fn insert(&mut self, key: K, value: V, cost: usize) {
+        self.turn += 1;
+        if let Some((_, old_cost, old_turn)) = self.entries.insert(key.clone(), (value, cost, self.turn)) {
+            self.order.remove(&old_turn);
+            self.cost -= old_cost;
+        }
+        self.order.insert(self.turn, key);
+        self.cost += cost;
+        while self.cost > self.limit {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            if let Some((_, cost, _)) = self.entries.remove(&oldest) {
+                self.cost -= cost;
+            }
+        }
+    }
+}
+
+/// What is remembered of one stripe.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// Its header.
+    pub(super) header: Option<SignedHeader>,
+    /// Who was seen to hold which index.
+    pub(super) holders: BTreeMap<usize, BTreeSet<NodeId>>,
+    /// Who sent wrong bytes for which index.
+    pub(super) damaged: BTreeSet<(usize, NodeId)>,
+}
+
+type BlockKey = (StripeId, usize, u64);
+
+/// The memory of reads.
+#[derive(Debug)]
+pub(super) struct Cache {
+    stripes: Mutex<Lru<StripeId, Known>>,
+    blocks: Mutex<Lru<BlockKey, Bytes>>,
+}
+
+impl Cache {
+    /// For so many stripes, and so many bytes of blocks.
+    pub(super) fn new(stripes: usize, bytes: usize) -> Self {
+        Self { stripes: Mutex::new(Lru::new(stripes)), blocks: Mutex::new(Lru::new(bytes)) }
+    }
+
+    fn stripes(&self) -> MutexGuard<'_, Lru<StripeId, Known>> {
+        self.stripes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of a stripe.
+    pub(super) fn known(&self, stripe: &StripeId) -> Known {
+        self.stripes().get(stripe).cloned().unwrap_or_default()
+    }
+
+    /// Remembers something of a stripe.
+    pub(super) fn note(&self, stripe: &StripeId, change: impl FnOnce(&mut Known)) {
+        let mut stripes = self.stripes();
+        if let Some(known) = stripes.get(stripe) {
+            change(known);
+            return;
+        }
+        let mut known = Known::default();
+        change(&mut known);
+        stripes.insert(*stripe, known, 1);
+    }
+
+    /// A block of a shard that was read and checked before.
+    pub(super) fn block(&self, stripe: StripeId, index: usize, block: u64) -> Option<Bytes> {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.get(&(stripe, index, block)).map(|bytes| bytes.clone())
+    }
+
+    /// Keeps a checked block. Its bytes are copied, so that a slice does not hold on to a whole payload.
+    pub(super) fn keep_block(&self, stripe: StripeId, index: usize, block: u64, bytes: &[u8]) {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.insert((stripe, index, block), Bytes::copy_from_slice(bytes), bytes.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_goes_first_and_the_limit_holds() {
+        let mut lru = Lru::new(10);
+        lru.insert(1, 'a', 4);
+        lru.insert(2, 'b', 4);
+        assert_eq!(lru.get(&1), Some(&mut 'a'));
+        lru.insert(3, 'c', 4);
+        assert_eq!(lru.get(&2), None, "used less recently than 1");
+        assert_eq!((lru.get(&1).copied(), lru.get(&3).copied()), (Some('a'), Some('c')));
+        lru.insert(1, 'd', 8);
+        assert_eq!((lru.get(&1).copied(), lru.get(&3).copied()), (Some('d'), None));
+        lru.insert(4, 'e', 11);
+        assert_eq!(lru.cost, 0, "what is larger than the limit is not kept");
+    }
+}
