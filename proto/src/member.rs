@@ -221,6 +221,12 @@ impl Statement {
         Ok(Self { cluster, node, verdict, bytes: bytes.into() })
     }
 
+    /// The signed bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The order in which of two statements about a node the greater holds.
     fn rank(&self) -> (Verdict, &[u8]) {
         (self.verdict, &self.bytes)
