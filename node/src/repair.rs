@@ -1,3 +1,5 @@
-//! Repair: [`plan`] decides what a stripe needs, `survey` finds out who holds what and carries plans out.
+//! Repair and rebalance: [`plan`] decides what a stripe needs, [`survey`] finds out who holds what, `rebuild` acts.
 
 pub mod plan;
+pub(crate) mod rebuild;
+pub mod survey;

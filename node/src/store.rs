@@ -13,7 +13,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use potluck_proto::blocks::BlockTree;
 use potluck_proto::id::StripeId;
-use potluck_proto::stripe::SignedHeader;
+use potluck_proto::stripe::{Scheme, SignedHeader};
 
 /// One shard: a stripe and an index in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +49,8 @@ pub struct Held {
     pub touched: u64,
     /// Bytes of shard.
     pub len: u32,
+    /// How the stripe is coded.
+    pub scheme: Scheme,
 }
 
 /// A verified read.

@@ -10,11 +10,28 @@
 //!
 //! A request may be sent again after its connection broke, so every request means the same when it is served twice.
 
+mod accept;
+mod backoff;
+mod call;
+mod close_code;
 mod counters;
+mod dial;
 mod endpoint;
 mod error;
 mod executor;
+mod frame;
+mod hello;
 mod limits;
+mod link;
+mod pool;
+mod quic;
+mod serve;
+mod shared;
+mod silent;
+mod tls;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

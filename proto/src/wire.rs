@@ -10,10 +10,10 @@ mod generated {
 }
 
 pub use generated::{
-    Admin, AdminReply, CheckShard, CheckShardReply, Code, Error, ExchangeHeads, FetchVault, FetchVaultReply, GetShard,
-    GetShardReply, HaveShards, HaveShardsReply, HeadsReply, Hello, Holding, Members, MembersReply, PutShard,
-    PutShardReply, ReadHeads, Redeem, Redeemed, ReplicaList, Reply, Request, Status, StatusReply, Table, WriteHead,
-    admin, reply, request,
+    Admin, AdminReply, Alert, AlertReply, CheckShard, CheckShardReply, Code, Error, ExchangeHeads, FetchVault,
+    FetchVaultReply, GetShard, GetShardReply, HaveShards, HaveShardsReply, HeadsReply, Hello, Holding, Members,
+    MembersReply, PutShard, PutShardReply, ReadHeads, Redeem, Redeemed, ReplicaList, Reply, Request, Status,
+    StatusReply, Table, WriteHead, admin, reply, request,
 };
 
 /// The protocol versions that this program speaks, oldest and newest.

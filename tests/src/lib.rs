@@ -1,3 +1,6 @@
-//! Simulated network, cluster harness and benchmarks.
+//! What Potluck's whole-system tests share, and the benchmarks.
 
 pub mod bench;
+pub mod dashboard;
+pub mod prometheus;
+pub mod sim;

@@ -146,7 +146,10 @@ fn place<'a>(
     steps: &mut Vec<Step>,
 ) {
     let assignment = assignment(facts);
-    let free: Vec<NodeId> = up_on_ring.iter().copied().filter(|node| up_live(node).is_empty()).collect();
+    let reviving: BTreeSet<NodeId> =
+        steps.iter().filter_map(|step| if let Step::Revive { node, .. } = step { Some(*node) } else { None }).collect();
+    let is_free = |node: &NodeId| up_live(node).is_empty() && !reviving.contains(node);
+    let free: Vec<NodeId> = up_on_ring.iter().copied().filter(is_free).collect();
     let mut taken: BTreeSet<NodeId> = BTreeSet::new();
     for &index in to_rebuild {
         let home = assignment.home_of(index).filter(|home| free.contains(home) && !taken.contains(home));

@@ -109,8 +109,14 @@ impl FileStore {
     /// What the index holds of a file; a file whose beginning cannot be read is set aside.
     fn describe(&self, path: &Path, name: &Name) -> Option<Held> {
         let prefix = File::open(path).map_err(StoreError::from).and_then(|file| Prefix::read(&file));
-        match prefix {
-            Ok(prefix) => Some(Held {
+        let described = prefix.and_then(|prefix| {
+            let header = SignedHeader::decode_known(prefix.header.clone(), &name.key.stripe)
+                .map_err(|_| StoreError::Corrupt("not this stripe's header"))?;
+            Ok((prefix, header.scheme))
+        });
+        match described {
+            Ok((prefix, scheme)) => Some(Held {
+                scheme,
                 index: name.key.index,
                 state: name.state,
                 complete: name.complete,
@@ -283,7 +289,14 @@ impl ShardStore for FileStore {
         let prefix = layout::encode(header, index, touched, tree);
         let size = (prefix.len() + shard.len()) as u64;
         self.check_space(size)?;
-        let held = Held { index, state: ShardState::Live, complete: false, touched, len: shard.len() as u32 };
+        let held = Held {
+            index,
+            state: ShardState::Live,
+            complete: false,
+            touched,
+            len: shard.len() as u32,
+            scheme: header.scheme,
+        };
         self.write_new(&Name::of(key, &held), &prefix, shard)?;
         self.index.insert(&key.stripe, &held).map_err(index_failed)?;
         add_usage(&mut self.used(), held.state, size);

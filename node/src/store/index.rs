@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use potluck_proto::encoding::{DecodeError, Decoder, Encoder};
 use potluck_proto::id::StripeId;
+use potluck_proto::stripe::Scheme;
 
 use super::{Held, ShardKey, ShardState};
 
@@ -138,6 +139,7 @@ fn encode_held(held: &Held) -> Vec<u8> {
     };
     let mut encoder = Encoder::new();
     encoder.u8(trashed | u8::from(held.complete) << 1).u64(until_ms).u64(held.touched).u32(held.len);
+    encoder.u8(held.scheme.k() as u8).u8(held.scheme.m() as u8);
     encoder.into_bytes()
 }
 
@@ -146,9 +148,12 @@ fn decode_held(index: usize, bytes: &[u8]) -> Result<Held, DecodeError> {
     let flags = decoder.u8("flags")?;
     let until_ms = decoder.u64("until")?;
     let (touched, len) = (decoder.u64("touched")?, decoder.u32("length")?);
+    let (k, m) = (decoder.u8("k")?, decoder.u8("m")?);
     decoder.finish()?;
+    let scheme =
+        Scheme::new(k.into(), m.into()).map_err(|_| DecodeError::Invalid { field: "scheme", why: "out of range" })?;
     let state = if flags & 1 == 0 { ShardState::Live } else { ShardState::Trash { until_ms } };
-    Ok(Held { index, state, complete: flags & 2 != 0, touched, len })
+    Ok(Held { index, state, complete: flags & 2 != 0, touched, len, scheme })
 }
 
 fn read_entry(key: &[u8], value: &[u8]) -> Result<(ShardKey, Held), IndexError> {
@@ -202,7 +207,8 @@ mod tests {
 
     fn exercise(index: &dyn Index) {
         let stripe = |byte| StripeId([byte; 32]);
-        let held = |index| Held { index, state: ShardState::Live, complete: false, touched: 3, len: 64 };
+        let scheme = Scheme::new(5, 3).unwrap();
+        let held = |index| Held { index, state: ShardState::Live, complete: false, touched: 3, len: 64, scheme };
         for byte in [5, 1, 9] {
             index.insert(&stripe(byte), &held(0)).unwrap();
             index.insert(&stripe(byte), &held(127)).unwrap();

@@ -96,7 +96,14 @@ impl ShardStore for MemoryStore {
         if usage.live + usage.trash + shard.len() as u64 > self.capacity {
             return Err(StoreError::Full);
         }
-        let held = Held { index, state: ShardState::Live, complete: false, touched, len: shard.len() as u32 };
+        let held = Held {
+            index,
+            state: ShardState::Live,
+            complete: false,
+            touched,
+            len: shard.len() as u32,
+            scheme: header.scheme,
+        };
         let data = Bytes::copy_from_slice(shard);
         shards.insert(key, Entry { header: header.clone(), tree: tree.clone(), data, held });
         Ok(true)

@@ -16,8 +16,11 @@ pub enum BindError {
         /// The system's answer.
         source: std::io::Error,
     },
-    /// The TLS stack refused the identity or its configuration.
-    #[error("cannot set up TLS: {0}")]
+    /// It was asked for outside a tokio runtime.
+    #[error("an endpoint needs a tokio runtime to run in")]
+    NoRuntime,
+    /// The TLS stack refused the identity, or QUIC a limit.
+    #[error("cannot set up QUIC: {0}")]
     Tls(String),
 }
 

@@ -1,0 +1,46 @@
+//! AES-256-GCM, as the vault uses it: one message per key and nonce.
+//!
+//! Callers derive key and nonce so that the same pair never meets two messages; this file cannot check that.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+use super::keys::KEY_LEN;
+
+/// Bytes that a tag takes.
+pub(crate) const TAG_LEN: usize = 16;
+
+/// Bytes of a nonce.
+pub(crate) const NONCE_LEN: usize = 12;
+
+/// The tag does not match, or the cipher failed.
+#[derive(Debug)]
+pub(crate) struct CipherError;
+
+/// Encrypts `message` in place and returns its tag.
+pub(crate) fn encrypt(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    aad: &[u8],
+    message: &mut [u8],
+) -> Result<[u8; TAG_LEN], CipherError> {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), message).map_err(|_| CipherError)?;
+    tag.as_ref().try_into().map_err(|_| CipherError)
+}
+
+/// Decrypts `sealed` (ciphertext, then tag) into a new buffer.
+pub(crate) fn decrypt(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    aad: &[u8],
+    sealed: &[u8],
+) -> Result<Vec<u8>, CipherError> {
+    let split = sealed.len().checked_sub(TAG_LEN).ok_or(CipherError)?;
+    let (ciphertext, tag) = sealed.split_at(split);
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
+    let mut message = vec![0; split];
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, &mut message).map_err(|_| CipherError)?;
+    Ok(message)
+}

@@ -1,0 +1,615 @@
+//! A running node: its parts put together, its loops started, its end.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use potluck_proto::id::{NodeId, StripeId};
+use potluck_proto::key::SecretKey;
+use potluck_proto::member::{MemberRecord, MemberTable};
+use potluck_proto::transport::{BindError, Endpoint, Executor, Gate, Limits};
+use potluck_proto::wire;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::gate::MemberGate;
+use crate::heads::Heads;
+use crate::http;
+use crate::identity::{Identity, IdentityError};
+use crate::invites::Invites;
+use crate::membership::swim::{Swim, SwimHandle};
+use crate::membership::{Membership, exchange};
+use crate::metrics::Metrics;
+use crate::metrics::label::FoundBy;
+use crate::repair::survey::{self, Tally};
+use crate::service::NodeService;
+use crate::store::files::FileStore;
+use crate::store::index::SledIndex;
+use crate::store::{ShardStore, StoreError};
+use crate::{WallClock, durable, upkeep};
+
+/// What this program calls itself to others.
+pub const SOFTWARE: &str = concat!("potluck ", env!("CARGO_PKG_VERSION"));
+
+/// How long a graceful stop lets running calls end.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Most stripes that wait to be looked at out of turn; the survey comes to all others anyway.
+const ALERTS: usize = 65_536;
+
+/// Disk and CPU work at once.
+const WORKERS: usize = 8;
+
+/// Time between two writes of the running time to disk.
+const RUNNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Makes the node's endpoint: a UDP socket, or a simulated one.
+pub type Bind = Arc<dyn Fn(&SecretKey, Arc<dyn Gate>, Limits) -> Result<Endpoint, BindError> + Send + Sync>;
+
+/// A UDP socket at this address.
+#[must_use]
+pub fn bind_udp(address: SocketAddr) -> Bind {
+    Arc::new(move |key, gate, limits| Endpoint::bind(address, key, gate, limits))
+}
+
+/// Opens the shard store of a data folder.
+pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<dyn ShardStore>, StoreError> + Send + Sync>;
+
+/// A file per shard, and sled's index.
+#[must_use]
+pub fn file_store() -> OpenStore {
+    Arc::new(|folder, config| {
+        let index =
+            SledIndex::open(&folder.join("index")).map_err(|error| StoreError::Io(std::io::Error::other(error)))?;
+        let disk = rustix::fs::statvfs(folder).map_err(std::io::Error::from)?;
+        let free = disk.f_bavail * disk.f_frsize;
+        // What the node itself uses already is not free, but is part of what it offers.
+        let used = used_bytes(folder)?;
+        Ok(Arc::new(FileStore::open(folder, config.capacity_on(free, used), Box::new(index))?))
+    })
+}
+
+fn used_bytes(folder: &Path) -> std::io::Result<u64> {
+    let mut used = 0;
+    for place in ["shards", "trash"] {
+        let Ok(folders) = std::fs::read_dir(folder.join(place)) else { continue };
+        for inner in folders {
+            for file in std::fs::read_dir(inner?.path())? {
+                used += file?.metadata()?.len();
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// What a node is made of besides its configuration; the simulation puts its own in place.
+#[derive(Clone)]
+pub struct Parts {
+    /// Makes the endpoint.
+    pub bind: Bind,
+    /// Opens the shard store.
+    pub store: OpenStore,
+    /// Where disk and CPU work runs.
+    pub executor: Executor,
+    /// The time of day.
+    pub clock: WallClock,
+    /// Where all randomness comes from; none: the system's.
+    pub seed: Option<u64>,
+    /// What bounds the endpoint.
+    pub limits: Limits,
+}
+
+impl Parts {
+    /// The real ones.
+    #[must_use]
+    pub fn real(config: &Config) -> Self {
+        Self {
+            bind: bind_udp(config.listen),
+            store: file_store(),
+            executor: Executor::threads(WORKERS),
+            clock: system_clock(),
+            seed: None,
+            limits: Limits::node(),
+        }
+    }
+}
+
+/// The system's time of day.
+#[must_use]
+pub fn system_clock() -> WallClock {
+    Arc::new(|| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_millis() as u64)
+    })
+}
+
+/// Why a node does not start. Nothing in its folder was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The endpoint.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The shard store.
+    #[error("the shard store cannot be opened: {0}")]
+    Store(#[from] StoreError),
+    /// The HTTP page.
+    #[error("cannot listen on http address {address}: {source}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The operating system.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The configuration does not fit the certificate.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// Stripes to be looked at out of turn.
+#[derive(Debug, Default)]
+pub struct Alerts {
+    stripes: Mutex<BTreeSet<StripeId>>,
+    wake: Notify,
+}
+
+impl Alerts {
+    /// A shard of this stripe is known to be gone.
+    pub fn add(&self, stripe: StripeId) {
+        let mut stripes = self.stripes.lock().unwrap_or_else(PoisonError::into_inner);
+        if stripes.len() < ALERTS {
+            stripes.insert(stripe);
+        }
+        self.wake.notify_one();
+    }
+
+    /// All that wait.
+    pub fn take(&self) -> BTreeSet<StripeId> {
+        std::mem::take(&mut self.stripes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns when there is something to take.
+    pub async fn wait(&self) {
+        self.wake.notified().await;
+    }
+}
+
+/// What the parts of a node share.
+pub struct Core {
+    /// Keys and certificate.
+    pub identity: Identity,
+    /// The operator's choices.
+    pub config: Config,
+    /// The table and the view.
+    pub membership: Arc<Membership>,
+    /// Failure detection.
+    pub swim: SwimHandle,
+    /// The network.
+    pub endpoint: Endpoint,
+    /// Disk and CPU work.
+    pub executor: Executor,
+    /// The shards.
+    pub store: Arc<dyn ShardStore>,
+    /// The vaults' heads.
+    pub heads: Arc<Heads>,
+    /// Invites made here.
+    pub invites: Invites,
+    /// All metrics.
+    pub metrics: Metrics,
+    /// Stripes to be looked at out of turn.
+    pub alerts: Alerts,
+    /// The time of day.
+    pub clock: WallClock,
+    /// Where the HTTP page is.
+    pub http: Option<SocketAddr>,
+    tally: Mutex<(Tally, Option<Instant>)>,
+    corrupt: AtomicU64,
+    leaving: AtomicBool,
+    started: Instant,
+    /// Milliseconds that the node had run before this start.
+    ran_before_ms: u64,
+    seeds: Mutex<StdRng>,
+}
+
+impl Core {
+    /// A source of randomness of its own.
+    pub fn rng(&self) -> StdRng {
+        StdRng::seed_from_u64(self.seeds.lock().unwrap_or_else(PoisonError::into_inner).next_u64())
+    }
+
+    /// Time since this start.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Milliseconds that the node has run in all: the clock by which the trash is emptied.
+    #[must_use]
+    pub fn running_ms(&self) -> u64 {
+        self.ran_before_ms + self.uptime().as_millis() as u64
+    }
+
+    /// Whether the node is on its way out.
+    #[must_use]
+    pub fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// A shard here did not match its hash: it was set aside, and its siblings' holders are told.
+    pub fn found_corrupt(self: &Core, stripe: StripeId, found_by: FoundBy) {
+        self.metrics.corrupt_shards.with(found_by).inc();
+        self.corrupt.fetch_add(1, Ordering::Relaxed);
+        self.alerts.add(stripe);
+    }
+
+    /// The last survey's result.
+    pub fn set_tally(&self, tally: Tally) {
+        *self.tally() = (tally, Some(Instant::now()));
+    }
+
+    fn tally(&self) -> MutexGuard<'_, (Tally, Option<Instant>)> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the node on its way out: off the ring, so that all its shards become surplus and move on.
+    pub async fn leave(self: &Arc<Self>) -> std::io::Result<()> {
+        self.leaving.store(true, Ordering::Relaxed);
+        let core = self.clone();
+        let renewed = self.executor.run(move || core.renew_record(false));
+        renewed.await.map_err(std::io::Error::other)?
+    }
+
+    /// Makes a new record of this node. `left`: it holds nothing any more and is gone for good.
+    pub fn renew_record(&self, left: bool) -> std::io::Result<()> {
+        let addresses = self.addresses();
+        let capacity = self.config.capacity.unwrap_or_else(|| self.store.usage().live + self.free_bytes());
+        self.membership.renew(|_| MemberRecord {
+            cert: self.identity.cert.clone(),
+            generation: 0,
+            addresses,
+            capacity,
+            left,
+            leaving: self.leaving(),
+            full: self.store.full(),
+            software: SOFTWARE.into(),
+        })
+    }
+
+    fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.identity.folder).map_or(0, |disk| disk.f_bavail * disk.f_frsize / 10 * 9)
+    }
+
+    /// Where others reach this node: what the operator says, else the listening address, else loopback.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        if !self.config.advertise.is_empty() {
+            return self.config.advertise.clone();
+        }
+        let listening = self.endpoint.local_address();
+        if !listening.ip().is_unspecified() {
+            return vec![listening];
+        }
+        let mut addresses: Vec<SocketAddr> =
+            own_address().map(|ip| SocketAddr::new(ip, listening.port())).into_iter().collect();
+        if addresses.is_empty() {
+            addresses.push(SocketAddr::from(([127, 0, 0, 1], listening.port())));
+        }
+        addresses
+    }
+
+    /// The node's state, as peers, operators and the HTTP page see it.
+    #[must_use]
+    pub fn status(&self) -> wire::StatusReply {
+        let view = self.membership.view();
+        let usage = self.store.usage();
+        let (tally, surveyed) = *self.tally();
+        let record = view.table.record(&view.me);
+        wire::StatusReply {
+            node: Bytes::copy_from_slice(view.me.as_bytes()),
+            software: SOFTWARE.into(),
+            zone: self.identity.cert.zone().into(),
+            uptime_ms: self.uptime().as_millis() as u64,
+            capacity: record.map_or(0, |record| record.weight()),
+            used: usage.live,
+            trash: usage.trash,
+            shards: usage.shards,
+            stripes_whole: tally.whole,
+            stripes_degraded: tally.degraded,
+            stripes_at_risk: tally.at_risk,
+            stripes_unreadable: tally.unreadable,
+            stripes_unconfirmed: tally.unconfirmed,
+            stripes_malformed: tally.malformed,
+            stripes_unknown: if surveyed.is_none() { usage.shards } else { 0 },
+            repair_queue: self.metrics.repair_queue.get().max(0) as u64,
+            repaired_shards: self.metrics.repaired_shards.get(),
+            repaired_bytes: self.metrics.repaired_bytes.get(),
+            members: view.table.members().count() as u64,
+            members_up: view.table.members().filter(|record| view.is_up(&record.node())).count() as u64,
+            rebalanced_shards: self.metrics.rebalanced_shards.get(),
+            corrupt_shards: self.corrupt.load(Ordering::Relaxed),
+            full: self.store.full(),
+            leaving: self.leaving(),
+            survey_age_ms: surveyed.map_or(u64::MAX, |at| at.elapsed().as_millis() as u64),
+            http: self.http.map(|address| address.to_string()).unwrap_or_default(),
+            up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
+        }
+    }
+}
+
+/// The address that the system would use towards the outside; nothing is sent.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    // A documentation address (RFC 5737): connecting a UDP socket only picks the route.
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+/// A running node.
+pub struct Node {
+    core: Arc<Core>,
+    stop: watch::Sender<bool>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+const RUNNING: &str = "running";
+
+/// The file in the data folder that says where the running node listens, for its operator.
+pub const LISTENING: &str = "listening";
+
+impl Node {
+    /// Starts the node of a data folder; it serves when this returns.
+    pub async fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
+        let identity = Identity::open(&config.data)?;
+        if let Some(zone) = &config.zone
+            && zone != identity.cert.zone()
+        {
+            return Err(StartError::Config(format!(
+                "the certificate of this node says zone {:?}, the configuration {zone:?}: a zone is chosen when a node joins",
+                identity.cert.zone()
+            )));
+        }
+        let (folder, cluster) = (config.data.clone(), identity.cert.cluster());
+        let mut seeds = match parts.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => StdRng::try_from_rng(&mut rand::rngs::SysRng)
+                .map_err(|error| std::io::Error::other(format!("no randomness: {error}")))?,
+        };
+        let empty = MemberTable::new(cluster);
+        let membership = Arc::new(Membership::open(&folder, identity.key.clone(), empty)?);
+        let store = (parts.store)(&folder, &config)?;
+        let heads = Arc::new(Heads::open(&folder, parts.executor.clone(), membership.clone())?);
+        let gate =
+            MemberGate { cert: identity.cert.clone(), membership: membership.clone(), clock: parts.clock.clone() };
+        let endpoint = (parts.bind)(&identity.key, Arc::new(gate), parts.limits.clone())?;
+        let page = match config.http {
+            None => None,
+            Some(address) => {
+                let failed = |source| StartError::Http { address, source };
+                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                Some((listener.local_addr().map_err(failed)?, listener))
+            }
+        };
+        let ran_before_ms = match durable::read(&folder.join(RUNNING))? {
+            Some(bytes) => <[u8; 8]>::try_from(&bytes[..]).map_or(0, u64::from_le_bytes),
+            None => 0,
+        };
+        let was_leaving = membership.view().table.record(&identity.node()).is_some_and(|record| record.leaving);
+        let (swim, handle) = Swim::new(membership.clone(), endpoint.clone(), seeds.next_u64());
+        let core = Arc::new(Core {
+            invites: Invites::open(&folder)?,
+            identity,
+            config,
+            membership,
+            swim: handle,
+            endpoint,
+            executor: parts.executor,
+            store,
+            heads,
+            metrics: Metrics::new().map_err(std::io::Error::other)?,
+            alerts: Alerts::default(),
+            clock: parts.clock,
+            http: page.as_ref().map(|(address, _)| *address),
+            tally: Mutex::default(),
+            corrupt: AtomicU64::new(0),
+            leaving: AtomicBool::new(was_leaving),
+            started: Instant::now(),
+            ran_before_ms,
+            seeds: Mutex::new(seeds),
+        });
+        durable::replace(&folder.join(LISTENING), core.endpoint.local_address().to_string().as_bytes())?;
+        core.renew_record(false)?;
+        core.endpoint.serve(Arc::new(NodeService(core.clone())));
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(swim.run(stopping.clone()));
+        tasks.spawn(exchange::run(
+            core.membership.clone(),
+            core.swim.clone(),
+            core.endpoint.clone(),
+            core.rng(),
+            stopping.clone(),
+        ));
+        tasks.spawn(core.heads.clone().run(core.endpoint.clone(), stopping.clone()));
+        tasks.spawn(survey::run(core.clone(), stopping.clone()));
+        tasks.spawn(upkeep::audit(core.clone(), stopping.clone()));
+        tasks.spawn(upkeep::scrub(core.clone(), stopping.clone()));
+        tasks.spawn(upkeep::trash(core.clone(), stopping.clone()));
+        tasks.spawn(keep_time(core.clone(), stopping.clone()));
+        if let Some((_, listener)) = page {
+            let (page, mut stopping) = (Arc::new(NodePage(core.clone())), stopping);
+            tasks.spawn(async move {
+                let stopped = async move {
+                    let _ = stopping.wait_for(|stop| *stop).await;
+                };
+                if let Err(error) = http::serve(listener, page, stopped).await {
+                    tracing::error!(%error, "the HTTP page has ended");
+                }
+            });
+        }
+        tracing::info!(
+            node = %core.identity.node(),
+            cluster = %cluster.short(),
+            listen = %core.endpoint.local_address(),
+            http = core.http.map(|address| address.to_string()).unwrap_or_else(|| "off".into()),
+            "the node is running"
+        );
+        Ok(Self { core, stop, tasks: tokio::sync::Mutex::new(tasks) })
+    }
+
+    /// What the node's parts share.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// The node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.core.identity.node()
+    }
+
+    /// Returns when the network endpoint has failed: the node is of no use any more.
+    pub async fn failed(&self) {
+        self.core.endpoint.failed().await;
+    }
+
+    /// Says goodbye, lets running calls end, writes what is to be kept, and ends.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        self.core.endpoint.close(STOP_DEADLINE).await;
+        let mut tasks = self.tasks.lock().await;
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_DEADLINE, ended).await.is_err() {
+            tracing::warn!("some loops did not end in time");
+        }
+        tasks.abort_all();
+        if let Err(error) = self.core.write_running_time().and_then(|()| self.core.membership.persist()) {
+            tracing::error!(%error, "the node's state cannot be written to disk");
+        }
+        tracing::info!("the node has stopped");
+    }
+
+    /// Gone without a goodbye, as by a power cut: nothing more is sent or written.
+    pub async fn kill(self) {
+        self.core.endpoint.abort();
+        let _ = self.stop.send(true);
+        let mut tasks = self.tasks.lock().await;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Core {
+    fn write_running_time(&self) -> std::io::Result<()> {
+        durable::replace(&self.identity.folder.join(RUNNING), &self.running_ms().to_le_bytes())
+    }
+}
+
+/// Writes the running time down, and renews the record when it has become wrong.
+async fn keep_time(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(RUNNING_INTERVAL) => {}
+        }
+        let shared = core.clone();
+        let written = core.executor.run(move || {
+            let view = shared.membership.view();
+            let stale = view
+                .table
+                .record(&view.me)
+                .is_none_or(|record| record.full != shared.store.full() || record.addresses != shared.addresses());
+            if stale {
+                shared.renew_record(false)?;
+            }
+            shared.write_running_time()
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::error!(%error, "the node's state cannot be written to disk");
+        }
+    }
+}
+
+struct NodePage(Arc<Core>);
+
+impl http::Page for NodePage {
+    fn metrics(&self) -> String {
+        let core = &self.0;
+        let status = core.status();
+        let metrics = &core.metrics;
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.capacity_bytes.set(gauge(status.capacity));
+        metrics.used_bytes.set(gauge(status.used));
+        metrics.trash_bytes.set(gauge(status.trash));
+        metrics.full.set(i64::from(status.full));
+        metrics.shards.set(gauge(status.shards));
+        metrics.members.set(gauge(status.members));
+        metrics.members_up.set(gauge(status.members_up));
+        upkeep::show(core, &status);
+        metrics.text(core.uptime(), Duration::from_millis((core.clock)()))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        let view = self.0.membership.view();
+        if view.majority() {
+            Ok(())
+        } else {
+            let up = view.ring.nodes().iter().filter(|node| view.is_up(node)).count();
+            Err(format!("reaches only {up} of the {} nodes of the ring", view.ring.len()))
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        status_json(&self.0.status())
+    }
+}
+
+/// A node's state as JSON: the same words as in the wire schema.
+#[must_use]
+pub fn status_json(status: &wire::StatusReply) -> serde_json::Value {
+    let id = |bytes: &Bytes| NodeId::from_slice(bytes).map(|node| node.to_string());
+    serde_json::json!({
+        "node": id(&status.node),
+        "software": status.software,
+        "zone": status.zone,
+        "uptime_ms": status.uptime_ms,
+        "capacity_bytes": status.capacity,
+        "used_bytes": status.used,
+        "trash_bytes": status.trash,
+        "shards": status.shards,
+        "stripes": {
+            "whole": status.stripes_whole,
+            "degraded": status.stripes_degraded,
+            "at_risk": status.stripes_at_risk,
+            "unreadable": status.stripes_unreadable,
+            "unconfirmed": status.stripes_unconfirmed,
+            "malformed": status.stripes_malformed,
+            "unknown": status.stripes_unknown,
+        },
+        "repair_queue": status.repair_queue,
+        "repaired_shards": status.repaired_shards,
+        "repaired_bytes": status.repaired_bytes,
+        "rebalanced_shards": status.rebalanced_shards,
+        "corrupt_shards": status.corrupt_shards,
+        "members": status.members,
+        "members_up": status.members_up,
+        "full": status.full,
+        "leaving": status.leaving,
+        "survey_age_ms": (status.survey_age_ms != u64::MAX).then_some(status.survey_age_ms),
+        "http": status.http,
+        "up": status.up.iter().filter_map(id).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,391 @@
+//! The survey: who holds what of my stripes, and what follows from it: repair, and sending surplus shards home.
+//!
+//! A round asks every live node, in batches, about the stripes held here, plans each stripe ([`super::plan`]), and lets
+//! [`super::rebuild`] carry out what is this node's turn. Everything is idempotent: a round cut short or run twice does
+//! no harm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use potluck_proto::id::{NodeId, StripeId};
+use potluck_proto::stripe::Scheme;
+use potluck_proto::transport::Endpoint;
+use potluck_proto::wire::{self, reply, request};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::plan::{Condition, Plan, StripeFacts, Surplus, plan, surplus};
+use super::rebuild;
+use crate::membership::View;
+use crate::metrics::label::Loop;
+use crate::node::Core;
+use crate::store::{Held, ShardState, StoreError};
+
+/// Stripes asked for in one batch: bounds the memory of a round whatever the node holds.
+const BATCH: usize = 1024;
+
+/// Nodes asked at once.
+const ASKED_AT_ONCE: usize = 16;
+
+/// How long one node may take to answer a batch.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Changes of the ring or of who is up are gathered for so long before a survey.
+const GATHER: Duration = Duration::from_millis(500);
+
+/// A stripe's second leader acts when this many survey intervals have passed and the first has not; the third after
+/// twice as many, and so on.
+const TAKEOVER_ROUNDS: u32 = 3;
+
+/// How many stripes stand how, of those that this node is first responsible for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All indices on live nodes.
+    pub whole: u64,
+    /// Some missing.
+    pub degraded: u64,
+    /// Few left to lose.
+    pub at_risk: u64,
+    /// Fewer than k reachable.
+    pub unreadable: u64,
+    /// An upload that died.
+    pub unconfirmed: u64,
+    /// Rebuilt bytes do not match the header.
+    pub malformed: u64,
+}
+
+impl Tally {
+    fn count(&mut self, condition: Condition) {
+        *match condition {
+            Condition::Whole => &mut self.whole,
+            Condition::Degraded => &mut self.degraded,
+            Condition::AtRisk => &mut self.at_risk,
+            Condition::Unreadable => &mut self.unreadable,
+            Condition::Unconfirmed => &mut self.unconfirmed,
+        } += 1;
+    }
+}
+
+/// What the nodes say of one stripe.
+#[derive(Debug, Clone)]
+pub(crate) struct Holdings {
+    pub(crate) scheme: Scheme,
+    pub(crate) complete: bool,
+    pub(crate) live: BTreeMap<NodeId, BTreeSet<usize>>,
+    pub(crate) trash: BTreeMap<NodeId, BTreeSet<usize>>,
+    /// Nodes that say that they are homes of the stripe.
+    pub(crate) homes: BTreeSet<NodeId>,
+}
+
+impl Holdings {
+    pub(crate) fn facts<'a>(&'a self, walk: &'a [NodeId], up: &'a BTreeSet<NodeId>) -> StripeFacts<'a> {
+        let (scheme, complete) = (self.scheme, self.complete);
+        StripeFacts { scheme, walk, up, live: &self.live, trash: &self.trash, complete }
+    }
+}
+
+/// What a round remembers for the next.
+#[derive(Default)]
+struct Memory {
+    /// Since when a stripe lacks shards.
+    lacking: BTreeMap<StripeId, Instant>,
+    /// Stripes whose shards do not give what their header says: not tried again.
+    malformed: BTreeSet<StripeId>,
+}
+
+/// Surveys until `stop` is set.
+pub async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    let mut memory = Memory::default();
+    let mut changes = core.membership.watch();
+    core.metrics.loop_started(Loop::Survey, core.uptime());
+    core.metrics.loop_started(Loop::Repair, core.uptime());
+    core.metrics.loop_started(Loop::Rebalance, core.uptime());
+    let mut next = Instant::now() + GATHER;
+    loop {
+        let alerted = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep_until(next) => false,
+            () = core.alerts.wait() => true,
+            _ = changes.changed() => {
+                next = next.min(Instant::now() + GATHER);
+                continue;
+            }
+        };
+        let began = Instant::now();
+        let round =
+            async { if alerted { alerts(&core, &mut memory).await } else { everything(&core, &mut memory).await } };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = round => {}
+        }
+        for which in [Loop::Survey, Loop::Repair, Loop::Rebalance] {
+            core.metrics.loop_ran(which, began.elapsed(), core.uptime());
+        }
+        if !alerted {
+            core.metrics.surveyed(core.uptime());
+            next = Instant::now() + core.config.survey_interval;
+        }
+    }
+}
+
+/// Looks at every stripe held here.
+async fn everything(core: &Arc<Core>, memory: &mut Memory) {
+    let mut tally = Tally::default();
+    let mut seen_lacking = BTreeSet::new();
+    let mut after = None;
+    loop {
+        let shared = core.clone();
+        let batch = core.executor.run(move || shared.store.stripes(after, BATCH)).await;
+        let stripes = match batch {
+            Ok(Ok(stripes)) => stripes,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the shard store cannot be listed");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the shard store cannot be listed");
+                return;
+            }
+        };
+        let Some(last) = stripes.last() else { break };
+        after = Some(*last);
+        look(core, memory, &stripes, false, &mut tally, &mut seen_lacking).await;
+    }
+    memory.lacking.retain(|stripe, _| seen_lacking.contains(stripe));
+    tally.malformed = memory.malformed.len() as u64;
+    core.metrics.repair_queue.set(memory.lacking.len() as i64);
+    core.set_tally(tally);
+    finish_leaving(core).await;
+}
+
+/// Looks at the stripes of which a shard is known to be gone, and tells their other holders.
+async fn alerts(core: &Arc<Core>, memory: &mut Memory) {
+    let stripes: Vec<StripeId> = core.alerts.take().into_iter().collect();
+    for batch in stripes.chunks(BATCH) {
+        let mut mine = Vec::new();
+        for stripe in batch {
+            match core.store.held(stripe) {
+                Ok(held) if held.is_empty() => tell_others(core, *stripe).await,
+                Ok(_) => mine.push(*stripe),
+                Err(error) => tracing::error!(%error, "the shard store cannot be read"),
+            }
+        }
+        look(core, memory, &mine, true, &mut Tally::default(), &mut BTreeSet::new()).await;
+    }
+}
+
+/// This node lost its only shard of the stripe: those who hold others must look.
+async fn tell_others(core: &Core, stripe: StripeId) {
+    let view = core.membership.view();
+    let calls = view.others_up().filter_map(|node| view.peer(&node)).map(|peer| {
+        let alert = request::Kind::Alert(wire::Alert { stripe: Bytes::copy_from_slice(stripe.as_bytes()) });
+        async move {
+            if let Err(error) = core.endpoint.call(&peer, alert, Vec::new(), ASK_DEADLINE).await {
+                tracing::debug!(%error, "an alert was not heard");
+            }
+        }
+    });
+    stream::iter(calls).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<()>>().await;
+}
+
+/// Plans a batch of stripes and carries out what is this node's turn.
+async fn look(
+    core: &Arc<Core>,
+    memory: &mut Memory,
+    stripes: &[StripeId],
+    alerted: bool,
+    tally: &mut Tally,
+    seen_lacking: &mut BTreeSet<StripeId>,
+) {
+    let view = core.membership.view();
+    let up: BTreeSet<NodeId> = view.up.keys().copied().collect();
+    let holdings = ask(core, &view, stripes).await;
+    let now = Instant::now();
+    let mut due: Vec<(usize, StripeId, Plan)> = Vec::new();
+    for (stripe, holding) in &holdings {
+        let walk: Vec<NodeId> = view.ring.walk_stripe(stripe, holding.scheme).iter().collect();
+        let facts = holding.facts(&walk, &up);
+        let plan = plan(&facts);
+        let my_turn = plan.leaders.iter().position(|node| *node == view.me);
+        if my_turn == Some(0) {
+            tally.count(plan.condition);
+        }
+        if plan.condition == Condition::Whole {
+            memory.lacking.remove(stripe);
+            continue;
+        }
+        seen_lacking.insert(*stripe);
+        let since = *memory.lacking.entry(*stripe).or_insert_with(|| {
+            if plan.condition == Condition::Unreadable && my_turn == Some(0) {
+                let (reachable, needed) = (plan.reachable, holding.scheme.k());
+                tracing::warn!(stripe = %stripe, reachable, needed, "unreadable until more of its holders are back");
+            }
+            now
+        });
+        let Some(turn) = my_turn else { continue };
+        if plan.steps.is_empty() || memory.malformed.contains(stripe) {
+            continue;
+        }
+        // While some node is away, what is missing may come back with it.
+        let may_come_back = view.table.members().any(|record| !view.is_up(&record.node()));
+        let lazy = plan.condition == Condition::Degraded && may_come_back && !alerted;
+        let patience = if lazy { core.config.repair_lazy_after } else { Duration::ZERO };
+        let wait = patience + core.config.survey_interval * (TAKEOVER_ROUNDS * turn as u32);
+        if now.duration_since(since) >= wait {
+            due.push((plan.reachable.saturating_sub(holding.scheme.k()), *stripe, plan));
+        }
+    }
+    // Least margin first.
+    due.sort_by_key(|(margin, stripe, _)| (*margin, *stripe));
+    core.metrics.repair_queue.set(memory.lacking.len().max(due.len()) as i64);
+    let repaired = rebuild::carry_out(core, &view, &holdings, due).await;
+    for (stripe, outcome) in repaired {
+        match outcome {
+            rebuild::Outcome::Whole => {
+                if let Some(since) = memory.lacking.remove(&stripe) {
+                    core.metrics.repair_seconds.observe(since.elapsed().as_secs_f64());
+                }
+            }
+            rebuild::Outcome::Partly => {}
+            rebuild::Outcome::Malformed => {
+                memory.malformed.insert(stripe);
+            }
+        }
+    }
+    if view.majority() {
+        rebalance(core, &view, &up, &holdings).await;
+    }
+}
+
+/// Sends surplus shards home, and trashes those that their home has proved to hold.
+async fn rebalance(core: &Arc<Core>, view: &View, up: &BTreeSet<NodeId>, holdings: &BTreeMap<StripeId, Holdings>) {
+    for (stripe, holding) in holdings {
+        let walk: Vec<NodeId> = view.ring.walk_stripe(stripe, holding.scheme).iter().collect();
+        for (index, what) in surplus(&holding.facts(&walk, up), view.me) {
+            match what {
+                Surplus::Send { home } => {
+                    // A node that just came back may hold the shard and not have said so yet.
+                    if holding.trash.get(&home).is_some_and(|trash| trash.contains(&index))
+                        || holding.live.contains_key(&home)
+                    {
+                        continue;
+                    }
+                    rebuild::send_home(core, view, *stripe, index, home).await;
+                }
+                Surplus::Hand { home } => {
+                    let says_home = holding.homes.contains(&home);
+                    let long_up = view.up.get(&home).is_some_and(|since| since.elapsed() >= core.config.lost_after);
+                    if says_home && (long_up || core.store.full() || core.leaving()) {
+                        rebuild::hand_over(core, view, *stripe, index, home).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Asks all live nodes what they hold of these stripes.
+pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> BTreeMap<StripeId, Holdings> {
+    let mut holdings = BTreeMap::new();
+    let shared = core.clone();
+    let ids = stripes.to_vec();
+    let own = core.executor.run(move || {
+        ids.into_iter()
+            .map(|stripe| {
+                let held = shared.store.held(&stripe)?;
+                Ok::<_, StoreError>((stripe, held))
+            })
+            .collect::<Result<Vec<_>, _>>()
+    });
+    let own: Vec<(StripeId, Vec<Held>)> = match own.await {
+        Ok(Ok(own)) => own,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the shard store cannot be read");
+            return holdings;
+        }
+        Err(error) => {
+            tracing::error!(%error, "the shard store cannot be read");
+            return holdings;
+        }
+    };
+    for (stripe, held) in own {
+        let Some(first) = held.first() else { continue };
+        let of = |live: bool| -> BTreeSet<usize> {
+            held.iter().filter(|held| (held.state == ShardState::Live) == live).map(|held| held.index).collect()
+        };
+        let mine = |set: BTreeSet<usize>| BTreeMap::from_iter((!set.is_empty()).then_some((view.me, set)));
+        let complete = held.iter().any(|held| held.complete);
+        let (live, trash) = (mine(of(true)), mine(of(false)));
+        holdings.insert(stripe, Holdings { scheme: first.scheme, complete, live, trash, homes: BTreeSet::new() });
+    }
+    let ids: Vec<StripeId> = holdings.keys().copied().collect();
+    if ids.is_empty() {
+        return holdings;
+    }
+    let asked = view.others_up().filter_map(|node| Some((node, view.peer(&node)?)));
+    let answers = asked.map(|(node, peer)| {
+        let ids = &ids;
+        async move { (node, ask_one(&core.endpoint, &peer, ids).await) }
+    });
+    let mut answers = stream::iter(answers).buffer_unordered(ASKED_AT_ONCE);
+    while let Some((node, answer)) = answers.next().await {
+        let Some(answer) = answer else { continue };
+        for (stripe, holding) in ids.iter().zip(answer) {
+            let Some(entry) = holdings.get_mut(stripe) else { continue };
+            let indices = |list: &[u32]| -> BTreeSet<usize> {
+                list.iter().map(|index| *index as usize).filter(|index| *index < entry.scheme.n()).collect()
+            };
+            let (live, trash) = (indices(&holding.live), indices(&holding.trash));
+            if !live.is_empty() {
+                entry.live.insert(node, live);
+            }
+            if !trash.is_empty() {
+                entry.trash.insert(node, trash);
+            }
+            if holding.home {
+                entry.homes.insert(node);
+            }
+        }
+    }
+    holdings
+}
+
+async fn ask_one(
+    endpoint: &Endpoint,
+    peer: &potluck_proto::transport::Peer,
+    stripes: &[StripeId],
+) -> Option<Vec<wire::Holding>> {
+    let call = request::Kind::HaveShards(wire::HaveShards {
+        stripes: stripes.iter().map(|stripe| Bytes::copy_from_slice(stripe.as_bytes())).collect(),
+    });
+    match endpoint.call(peer, call, Vec::new(), ASK_DEADLINE).await {
+        Ok((reply::Kind::HaveShards(reply), _)) if reply.holdings.len() == stripes.len() => Some(reply.holdings),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!(%error, "a node did not say what it holds");
+            None
+        }
+    }
+}
+
+/// A leaving node that holds nothing any more has left.
+async fn finish_leaving(core: &Arc<Core>) {
+    if !core.leaving() || core.store.usage().shards > 0 {
+        return;
+    }
+    let view = core.membership.view();
+    if view.table.record(&view.me).is_some_and(|record| record.left) {
+        return;
+    }
+    let shared = core.clone();
+    match core.executor.run(move || shared.renew_record(true)).await {
+        Ok(Ok(())) => {
+            tracing::info!("this node holds nothing any more and has left the cluster: it may be switched off")
+        }
+        Ok(Err(error)) => tracing::error!(%error, "leaving cannot be written to disk"),
+        Err(error) => tracing::error!(%error, "leaving cannot be written to disk"),
+    }
+}

@@ -1,0 +1,168 @@
+//! The quiet loops: scrub re-reads own shards, audit challenges peers, trash is emptied. Each has a pace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use potluck_proto::id::StripeId;
+use potluck_proto::wire;
+use rand::RngExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::metrics::label::{AuditResult, FoundBy, HeadState, Loop, StripeState};
+use crate::node::Core;
+use crate::repair::{rebuild, survey};
+use crate::store::{ShardKey, StoreError};
+
+/// Time between two rounds of audits.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Stripes challenged in one round.
+const AUDITS: usize = 16;
+
+/// Time between two looks at the trash.
+const TRASH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The longest that scrub rests between two shards, so that a nearly empty node still notices a stop and new shards.
+const SCRUB_REST: Duration = Duration::from_secs(60);
+
+/// The least that scrub rests between two shards: it never takes the disk for itself.
+const SCRUB_PAUSE: Duration = Duration::from_millis(20);
+
+async fn rest(stop: &mut watch::Receiver<bool>, time: Duration) -> bool {
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => false,
+        () = tokio::time::sleep(time) => true,
+    }
+}
+
+/// Re-reads own shards, each once in the configured time, until `stop` is set.
+pub async fn scrub(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    core.metrics.loop_started(Loop::Scrub, core.uptime());
+    let mut after: Option<StripeId> = None;
+    loop {
+        let shards = core.store.usage().shards.max(1);
+        let pause = core.config.scrub_time / u32::try_from(shards).unwrap_or(u32::MAX);
+        if !rest(&mut stop, pause.clamp(SCRUB_PAUSE, SCRUB_REST)).await {
+            return;
+        }
+        let began = Instant::now();
+        let shared = core.clone();
+        let stripe = match core.executor.run(move || shared.store.stripes(after, 1)).await {
+            Ok(Ok(stripes)) => stripes.first().copied(),
+            _ => continue,
+        };
+        after = stripe;
+        let Some(stripe) = stripe else { continue };
+        let shared = core.clone();
+        let scrubbed = core.executor.run(move || scrub_stripe(&shared, stripe)).await;
+        match scrubbed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "scrub cannot read the shard store"),
+            Err(error) => tracing::error!(%error, "scrub failed"),
+        }
+        core.metrics.loop_ran(Loop::Scrub, began.elapsed(), core.uptime());
+    }
+}
+
+fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<(), StoreError> {
+    for held in core.store.held(&stripe)? {
+        match core.store.verify(ShardKey { stripe, index: held.index }) {
+            Ok(bytes) => core.metrics.scrubbed_bytes.inc_by(bytes),
+            Err(StoreError::Corrupt(_)) => core.found_corrupt(stripe, FoundBy::Scrub),
+            Err(StoreError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Challenges the co-holders of a few stripes at a time, until `stop` is set. A stripe of which k siblings have proved a
+/// block is marked complete.
+pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    core.metrics.loop_started(Loop::Audit, core.uptime());
+    let mut rng = core.rng();
+    while rest(&mut stop, AUDIT_INTERVAL).await {
+        let began = Instant::now();
+        // Any place in the order of ids is as likely as any other.
+        let from = StripeId(rng.random());
+        let shared = core.clone();
+        let stripes = match core.executor.run(move || shared.store.stripes(Some(from), AUDITS)).await {
+            Ok(Ok(stripes)) => stripes,
+            _ => continue,
+        };
+        let view = core.membership.view();
+        let holdings = survey::ask(&core, &view, &stripes).await;
+        for (stripe, holding) in holdings {
+            let mut proved: std::collections::BTreeSet<usize> = holding.live.get(&view.me).cloned().unwrap_or_default();
+            for (node, held) in holding.live.iter().filter(|(node, _)| **node != view.me) {
+                for &index in held {
+                    rebuild::pace(&core, potluck_proto::blocks::BLOCK_LEN).await;
+                    if rebuild::challenge(&core, &view, stripe, *node, index).await == AuditResult::Passed {
+                        proved.insert(index);
+                    }
+                }
+            }
+            if proved.len() >= holding.scheme.k() && !holding.complete {
+                let shared = core.clone();
+                let marked = core.executor.run(move || {
+                    let held = shared.store.held(&stripe)?;
+                    for index in rebuild::live_indices(&held) {
+                        shared.store.set_complete(ShardKey { stripe, index })?;
+                    }
+                    Ok::<_, StoreError>(())
+                });
+                if let Ok(Err(error)) = marked.await {
+                    tracing::error!(%error, "a stripe cannot be marked complete");
+                }
+            }
+        }
+        core.metrics.loop_ran(Loop::Audit, began.elapsed(), core.uptime());
+    }
+}
+
+/// Deletes what has been in the trash for its time, until `stop` is set.
+pub async fn trash(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    core.metrics.loop_started(Loop::Trash, core.uptime());
+    while rest(&mut stop, TRASH_INTERVAL).await {
+        // A node that reaches no more than half of the ring deletes nothing.
+        if !core.membership.view().majority() {
+            continue;
+        }
+        let began = Instant::now();
+        let (shared, running_ms) = (core.clone(), core.running_ms());
+        match core.executor.run(move || shared.store.empty_trash(running_ms)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(shards)) => tracing::info!(shards, "deleted from the trash"),
+            Ok(Err(error)) => tracing::error!(%error, "the trash cannot be emptied"),
+            Err(error) => tracing::error!(%error, "the trash cannot be emptied"),
+        }
+        core.metrics.loop_ran(Loop::Trash, began.elapsed(), core.uptime());
+    }
+}
+
+/// Puts the loops' results into the metrics.
+pub(crate) fn show(core: &Core, status: &wire::StatusReply) {
+    let stripes = [
+        (StripeState::Whole, status.stripes_whole),
+        (StripeState::Degraded, status.stripes_degraded),
+        (StripeState::AtRisk, status.stripes_at_risk),
+        (StripeState::Unreadable, status.stripes_unreadable),
+        (StripeState::Unconfirmed, status.stripes_unconfirmed),
+        (StripeState::Malformed, status.stripes_malformed),
+        (StripeState::Unknown, status.stripes_unknown),
+    ];
+    for (state, count) in stripes {
+        core.metrics.stripes.with(state).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let heads = core.heads.counts();
+    for (state, count) in [
+        (HeadState::Settled, heads.settled),
+        (HeadState::Unsettled, heads.unsettled),
+        (HeadState::Behind, heads.behind),
+    ] {
+        core.metrics.heads.with(state).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let stats = core.endpoint.stats();
+    core.metrics.transport_connections.set(stats.connections as i64);
+}
