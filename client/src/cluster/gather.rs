@@ -80,7 +80,7 @@ struct Asked {
 pub(super) struct Gather {
     scheme: Scheme,
     wanted: BTreeMap<usize, Range<u64>>,
-    got: BTreeMap<usize, Range<u64>>,
+    got: Vec<(usize, Range<u64>)>,
     /// The range that siblings are asked for, once one is needed.
     column: Option<Range<u64>>,
     /// By index: who may hold it, likeliest first, and how it failed.
@@ -104,7 +104,7 @@ impl Gather {
         Self {
             scheme,
             wanted,
-            got: BTreeMap::new(),
+            got: Vec::new(),
             column: None,
             holders,
             asked: Vec::new(),
@@ -115,8 +115,11 @@ impl Gather {
     }
 
     fn missing(&self) -> impl Iterator<Item = (usize, &Range<u64>)> {
-        let there = |index: &usize, range: &Range<u64>| self.got.get(index).is_some_and(|got| covers(got, range));
-        self.wanted.iter().filter(move |(index, range)| !there(index, range)).map(|(index, range)| (*index, range))
+        self.wanted.iter().map(|(index, range)| (*index, range)).filter(|(index, range)| !self.has(*index, range))
+    }
+
+    fn has(&self, index: usize, range: &Range<u64>) -> bool {
+        self.got.iter().any(|(got, bytes)| *got == index && covers(bytes, range))
     }
 
     /// Who may still give shard `index`, and is not being asked for it.
@@ -180,8 +183,7 @@ impl Gather {
                 self.column.insert(start..end).clone()
             }
         };
-        let covered =
-            |index: usize| self.got.get(&index).is_some_and(|got| covers(got, &column)) || self.pending(index, &column);
+        let covered = |index: usize| self.has(index, &column) || self.pending(index, &column);
         let n = self.scheme.n();
         if (0..n).filter(|&index| covered(index)).count() >= self.scheme.k() {
             return None;
@@ -217,12 +219,7 @@ impl Gather {
     /// A fetch brought the bytes that were asked, checked.
     pub(super) fn arrived(&mut self, index: usize, node: NodeId, range: Range<u64>) {
         self.asked.retain(|asked| !(asked.index == index && asked.node == node));
-        match self.got.get(&index) {
-            Some(got) if covers(got, &range) => {}
-            _ => {
-                self.got.insert(index, range);
-            }
-        }
+        self.got.push((index, range));
     }
 
     /// A fetch brought nothing.
@@ -277,13 +274,8 @@ impl Gather {
             return Some(Outcome::Direct);
         }
         let column = self.column.as_ref()?;
-        let from: Vec<usize> = self
-            .got
-            .iter()
-            .filter(|(_, got)| covers(got, column))
-            .map(|(index, _)| *index)
-            .take(self.scheme.k())
-            .collect();
+        let from: Vec<usize> =
+            (0..self.scheme.n()).filter(|&index| self.has(index, column)).take(self.scheme.k()).collect();
         if from.len() == self.scheme.k() {
             return Some(Outcome::Rebuild { column: column.clone(), from, missing: missing.into_iter().collect() });
         }
@@ -294,7 +286,8 @@ impl Gather {
     pub(super) fn verdict(&self) -> Option<Outcome> {
         self.outcome().or_else(|| {
             let idle = self.asked.is_empty() && !self.searching;
-            idle.then(|| Outcome::Failed { reachable: self.got.len() })
+            let different: BTreeSet<usize> = self.got.iter().map(|(index, _)| *index).collect();
+            idle.then(|| Outcome::Failed { reachable: different.len() })
         })
     }
 }
