@@ -9,12 +9,14 @@ mod calls;
 mod fetch;
 pub mod gate;
 mod gather;
+mod headers;
 pub mod heads;
 pub mod join;
 mod latency;
 pub mod members;
 mod placing;
 pub mod status;
+mod sound;
 pub mod stripes;
 
 use std::sync::Arc;
