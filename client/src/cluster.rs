@@ -15,8 +15,9 @@ pub mod join;
 mod latency;
 pub mod members;
 mod placing;
-pub mod status;
+mod quorum;
 mod sound;
+pub mod status;
 pub mod stripes;
 
 use std::sync::Arc;
@@ -103,3 +104,6 @@ impl Cluster {
         self.limits
     }
 }
+
+#[cfg(test)]
+mod tests;

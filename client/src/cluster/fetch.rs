@@ -314,9 +314,8 @@ impl Cluster {
         let unsound = match answer {
             Ok((reply::Kind::GetShard(reply), payload)) => {
                 let (header, range) = (header.clone(), range.clone());
-                let checked = self.executor.run(move || {
-                    sound::check(&header, index, &range, &reply, &payload).map(|()| payload)
-                });
+                let checked =
+                    self.executor.run(move || sound::check(&header, index, &range, &reply, &payload).map(|()| payload));
                 match checked.await {
                     Ok(Ok(payload)) => {
                         self.cache.note(&stripe, |known| {

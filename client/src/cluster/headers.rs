@@ -48,7 +48,9 @@ impl Cluster {
         if let Err(error) = self.refresh().await {
             tracing::debug!(%error, "members cannot be refreshed");
         }
-        self.probe_all(stripe).await.ok_or_else(|| ReadError::NotFound { stripe, asked: self.members().view().holders().len() })
+        self.probe_all(stripe)
+            .await
+            .ok_or_else(|| ReadError::NotFound { stripe, asked: self.members().view().holders().len() })
     }
 
     /// Asks nodes for any shard of the stripe, in the likeliest order; each that fails or is slow brings in one more.
@@ -70,20 +72,19 @@ impl Cluster {
                 hedges.push(tokio::time::sleep_until(hedge));
                 probes.push(async move { (node, self.probe(node, stripe).await) });
             }
-            more = 0;
             let room = PROBES.saturating_sub(probes.len());
-            tokio::select! {
+            more = tokio::select! {
                 answer = probes.next() => match answer {
                     Some((_, Ok(header))) => return Some(header),
                     Some((node, Err(error))) => {
                         tracing::debug!(stripe = %stripe.short(), node = %node.short(), %error, "no header");
                         // Doubling: in a large cluster the holders may be anywhere.
-                        more = room.min(2);
+                        room.min(2)
                     }
                     None => return None,
                 },
-                Some(()) = hedges.next() => more = room.min(1),
-            }
+                Some(()) = hedges.next() => room.min(1),
+            };
         }
     }
 
