@@ -3,5 +3,6 @@
 pub mod bench;
 pub mod cluster;
 pub mod dashboard;
+pub mod process;
 pub mod prometheus;
 pub mod sim;
