@@ -4,4 +4,5 @@ pub mod bench;
 pub mod cluster;
 pub mod dashboard;
 pub mod prometheus;
+pub mod shards;
 pub mod sim;
