@@ -224,14 +224,26 @@ impl SimCluster {
 
     /// Waits until every running node has all running nodes up and nobody else.
     pub async fn settled(&self, limit: Duration) -> anyhow::Result<()> {
-        self.until("all see who runs", limit, |cluster| {
-            let running: Vec<NodeId> = cluster.running().map(Node::id).collect();
-            cluster.running().all(|node| {
-                let view = node.core().membership.view();
-                view.up.len() == running.len() && running.iter().all(|id| view.is_up(id))
-            })
-        })
-        .await
+        let waited = self.until("all see who runs", limit, |cluster| cluster.mistaken().is_empty()).await;
+        waited.with_context(|| self.mistaken().join("; "))
+    }
+
+    /// In what the running nodes are wrong about who runs.
+    #[must_use]
+    pub fn mistaken(&self) -> Vec<String> {
+        let mut mistaken = Vec::new();
+        for (number, slot) in self.slots.iter().enumerate() {
+            let Some(node) = &slot.node else { continue };
+            let view = node.core().membership.view();
+            for (other, other_slot) in self.slots.iter().enumerate() {
+                match (other_slot.node.is_some(), view.is_up(&other_slot.id)) {
+                    (true, false) => mistaken.push(format!("{number} has {other} for down")),
+                    (false, true) => mistaken.push(format!("{number} has {other} for up")),
+                    _ => {}
+                }
+            }
+        }
+        mistaken
     }
 
     /// Makes endpoints on a host of its own.
