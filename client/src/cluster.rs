@@ -7,13 +7,13 @@
 mod cache;
 mod calls;
 mod fetch;
-
 pub mod gate;
+mod gather;
 pub mod heads;
 pub mod join;
 mod latency;
 pub mod members;
-
+mod placing;
 pub mod status;
 pub mod stripes;
 

@@ -1,0 +1,2 @@
+//! The upload's stripes. (skeleton)
+pub(super) struct Upload;
