@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::gate::MemberGate;
 use crate::heads::Heads;
 use crate::http;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{FolderLock, Identity, IdentityError};
 use crate::invites::Invites;
 use crate::membership::swim::{self, Swim, SwimHandle};
 use crate::membership::{Membership, exchange};
@@ -374,6 +374,8 @@ pub struct Node {
     core: Arc<Core>,
     stop: watch::Sender<bool>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    /// Released when the node has ended, whoever still holds a part of it.
+    _lock: FolderLock,
 }
 
 const RUNNING: &str = "running";
@@ -384,7 +386,7 @@ pub const LISTENING: &str = "listening";
 impl Node {
     /// Starts the node of a data folder; it serves when this returns.
     pub async fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
-        let identity = Identity::open(&config.data)?;
+        let (identity, lock) = Identity::open(&config.data)?;
         if let Some(zone) = &config.zone
             && zone != identity.cert.zone()
         {
@@ -480,7 +482,7 @@ impl Node {
             http = core.http.map(|address| address.to_string()).unwrap_or_else(|| "off".into()),
             "the node is running"
         );
-        Ok(Self { core, stop, tasks: tokio::sync::Mutex::new(tasks) })
+        Ok(Self { core, stop, tasks: tokio::sync::Mutex::new(tasks), _lock: lock })
     }
 
     /// What the node's parts share.
