@@ -1,6 +1,8 @@
 //! Sessions over real nodes: a cluster in this process, its nodes on loopback and in temporary folders, everything else
 //! as it is for users.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -159,7 +161,8 @@ async fn everything(session: &Session) -> BTreeMap<String, Vec<u8>> {
     let (mut scan, mut found) = (reader.scan(Bytes::new()), BTreeMap::new());
     while let Some((key, entry)) = scan.next().await.unwrap() {
         let file = reader.open(entry.clone());
-        let bytes = if entry.kind == Kind::File { file.read_at(0, usize::MAX >> 1).await.unwrap() } else { Bytes::new() };
+        let bytes =
+            if entry.kind == Kind::File { file.read_at(0, usize::MAX >> 1).await.unwrap() } else { Bytes::new() };
         found.insert(String::from_utf8(key.to_vec()).unwrap(), bytes.to_vec());
     }
     found
@@ -172,7 +175,8 @@ async fn what_is_put_is_read() {
     let state = session.state().await.unwrap();
     assert_eq!((state.files, state.heads, state.rollback.clone()), (0, 1, None));
 
-    let files = [("empty", 0), ("tiny", 100), ("dir/small", 3000), ("dir/medium", 3 << 20), ("dir/sub/large", 40 << 20)];
+    let files =
+        [("empty", 0), ("tiny", 100), ("dir/small", 3000), ("dir/medium", 3 << 20), ("dir/sub/large", 40 << 20)];
     let mut writer = session.writer().await.unwrap();
     for (seed, (path, len)) in files.iter().enumerate() {
         put(&mut writer, path, &noise(seed as u64, *len)).await;
@@ -276,8 +280,7 @@ async fn two_devices_write_at_the_same_time() {
     put(&mut writer, "shared", b"before").await;
     put(&mut writer, "gone", b"soon").await;
     writer.commit().await.unwrap();
-    let (phone, recovered) =
-        Session::recover(&env, cluster.machine("phone"), &sheet, Protection::Bare).await.unwrap();
+    let (phone, recovered) = Session::recover(&env, cluster.machine("phone"), &sheet, Protection::Bare).await.unwrap();
     assert_eq!((recovered.state.files, &recovered.state.freshness), (2, &Freshness::Current));
 
     let (mut one, mut two) = (laptop.writer().await.unwrap(), phone.writer().await.unwrap());
@@ -294,7 +297,8 @@ async fn two_devices_write_at_the_same_time() {
     assert_eq!(here, there, "both see the same");
     assert!(here["from-laptop"] == noise(1, 300_000) && here["from-phone"] == noise(2, 300_000));
     assert!(!here.contains_key("gone"));
-    let copies: Vec<_> = here.iter().filter(|(key, _)| key.starts_with("shared")).map(|(_, bytes)| &bytes[..]).collect();
+    let copies: Vec<_> =
+        here.iter().filter(|(key, _)| key.starts_with("shared")).map(|(_, bytes)| &bytes[..]).collect();
     assert_eq!(copies.len(), 2, "{:?}", here.keys());
     assert!(copies.contains(&&b"laptop"[..]) && copies.contains(&&b"phone"[..]));
 
@@ -405,5 +409,41 @@ async fn nodes_die_while_a_file_is_put_and_after() {
     let session = Session::open(&env, cluster.machine("laptop"), None).await.unwrap();
     let state = session.state().await.unwrap();
     assert!(read(&session, &state, "one").await.unwrap() == one);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollbacks_are_told_and_restored_images_take_a_new_number() {
+    let cluster = Cluster::of(2).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let file = |name: &str| cluster.machine("laptop").path().join(name);
+    let number = || std::fs::read(file("counter")).unwrap()[2..10].to_vec();
+    let commit = async |path: &str| {
+        let mut writer = session.writer().await.unwrap();
+        put(&mut writer, path, path.as_bytes()).await;
+        writer.commit().await.unwrap();
+    };
+    commit("one").await;
+    let (image, before) = (std::fs::read(file("counter")).unwrap(), number());
+    commit("two").await;
+    assert_eq!(number(), before, "a device keeps its number");
+    std::fs::write(file("counter"), &image).unwrap();
+    commit("three").await;
+    assert_ne!(number(), before, "its own counter was beyond what it knew");
+    assert_eq!(everything(&session).await.len(), 3);
+
+    // What this device remembers is more than the cluster knows of.
+    let (token, env) = (cluster.invite(InviteKind::Vault, 78), Environment::real().unwrap());
+    let other = cluster.machine("other");
+    let (_other, _) = Session::create(&env, other.clone(), &token, Protection::Bare, None).await.unwrap();
+    std::fs::copy(other.path().join("seen"), file("seen")).unwrap();
+    assert!(session.state().await.unwrap().rollback.is_some());
+    let refused = session.writer().await.err().unwrap();
+    assert!(matches!(refused, SessionError::RolledBack { .. }), "{refused}");
+    assert!(session.state().await.unwrap().rollback.is_some(), "still");
+    session.accept_rollback().await.unwrap();
+    assert_eq!(session.state().await.unwrap().rollback, None);
+    commit("four").await;
+    assert_eq!(everything(&session).await.len(), 4);
     cluster.end().await;
 }
