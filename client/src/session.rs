@@ -61,7 +61,8 @@ pub struct Environment {
     pub executor: Executor,
     /// The time of day.
     pub clock: WallClock,
-    /// Where all randomness comes from; none: the system's.
+    /// Where all randomness comes from, a seed of its own for each session: equal ones make equal keys. None: the
+    /// system's.
     pub seed: Option<u64>,
 }
 

@@ -142,7 +142,12 @@ impl Writer {
         let kept = kept.filter(|kept| kept.counter < u64::MAX);
         Ok(match kept {
             Some(kept) => Counter { counter: kept.counter + 1, ..kept },
-            None => Counter { number: inner.with_rng(Rng::next_u64), counter: 1, clean: true },
+            None => {
+                let unused = |number: &u64| self.joined.vector.get(*number) == 0;
+                // 64 random bits that anyone has drawn before: not in the life of the universe, but free to rule out.
+                let number = std::iter::repeat_with(|| inner.with_rng(Rng::next_u64)).find(unused).unwrap_or_default();
+                Counter { number, counter: 1, clean: true }
+            }
         })
     }
 

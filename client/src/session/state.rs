@@ -107,7 +107,10 @@ impl Session {
             return Err(SessionError::NoQuorum(stale));
         }
         let state = self.state_of(&heads).await?;
-        self.remember(&heads)?;
+        if let Err(error) = self.remember(&heads) {
+            // Reading goes on, as from a full disk; a rollback would be noticed later than it might.
+            tracing::warn!(%error, "the newest state seen could not be remembered");
+        }
         Ok(state)
     }
 
