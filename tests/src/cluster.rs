@@ -196,6 +196,12 @@ impl SimCluster {
         self.operate(admin::Kind::Evict(admin::State { node })).await.map(|_| ())
     }
 
+    /// Declares a node lost as the founder's operator does.
+    pub async fn declare_lost(&mut self, number: usize) -> anyhow::Result<()> {
+        let node = bytes::Bytes::copy_from_slice(self.id(number).as_bytes());
+        self.operate(admin::Kind::Lost(admin::State { node })).await.map(|_| ())
+    }
+
     /// One call of the founder's operator.
     async fn operate(&mut self, kind: admin::Kind) -> anyhow::Result<wire::AdminReply> {
         let founder = &self.slots[0];
