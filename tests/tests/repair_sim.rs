@@ -1,5 +1,7 @@
 //! Shards on the simulated network: put, lose nodes, repair, read; damage, partitions, return, leaving.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use potluck_node::store::{ShardKey, ShardStore};

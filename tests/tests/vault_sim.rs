@@ -1,5 +1,7 @@
 //! A vault on the simulated network: join, put, loss, partition, kill m, repair, read; two writers; a new replica list.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
