@@ -9,11 +9,14 @@ mod calls;
 mod fetch;
 pub mod gate;
 mod gather;
+mod headers;
 pub mod heads;
 pub mod join;
 mod latency;
 pub mod members;
 mod placing;
+mod quorum;
+mod sound;
 pub mod status;
 pub mod stripes;
 
@@ -101,3 +104,6 @@ impl Cluster {
         self.limits
     }
 }
+
+#[cfg(test)]
+mod tests;

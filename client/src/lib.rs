@@ -1,4 +1,4 @@
-//! The Potluck client as a library: the vault, what reaches its cluster, and the session that joins the two.
+//! The Potluck client: how it reaches its cluster, what a vault is made of, and the ways to use one.
 
 pub mod cli;
 pub mod cluster;

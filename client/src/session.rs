@@ -9,13 +9,11 @@ pub mod error;
 mod fetch;
 pub mod file;
 pub mod home;
-mod known;
 mod merging;
 pub mod progress;
 pub mod reader;
 mod setup;
 pub mod state;
-mod stripes;
 mod upload;
 pub mod writer;
 
@@ -63,7 +61,8 @@ pub struct Environment {
     pub executor: Executor,
     /// The time of day.
     pub clock: WallClock,
-    /// Where all randomness comes from; none: the system's.
+    /// Where all randomness comes from, a seed of its own for each session: equal ones make equal keys. None: the
+    /// system's.
     pub seed: Option<u64>,
 }
 
@@ -95,6 +94,14 @@ impl Environment {
     }
 }
 
+/// What people call this machine.
+fn host_name() -> String {
+    let read = |path| std::fs::read_to_string(path).ok().map(|name| name.trim().to_string());
+    let named = read("/proc/sys/kernel/hostname").or_else(|| read("/etc/hostname"));
+    let named = named.or_else(|| std::env::var("HOSTNAME").ok()).filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| "unnamed".into())
+}
+
 /// What the parts of a session share.
 struct Inner {
     folder: VaultFolder,
@@ -106,6 +113,7 @@ struct Inner {
     keys: VaultKeys,
     cert: DeviceCert,
     fetcher: Fetcher,
+    host: String,
     profile: Mutex<home::Profile>,
     rng: Mutex<StdRng>,
 }
@@ -195,9 +203,7 @@ impl Session {
 
     /// Ends the session: what is known of the members is kept for the next, connections are closed.
     pub async fn close(self) {
-        if let Err(error) = self.inner.folder.set_members(&self.inner.cluster.members().table_bytes()) {
-            tracing::warn!(%error, "the members' table could not be kept");
-        }
+        self.keep_members();
         self.inner.endpoint.close(CLOSE_DEADLINE).await;
     }
 }

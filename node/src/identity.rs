@@ -53,7 +53,11 @@ pub enum IdentityError {
     },
 }
 
-/// A node's keys and certificate, and its folder, locked.
+/// Keeps a second process out of a data folder while it lives.
+#[derive(Debug)]
+pub struct FolderLock(#[expect(dead_code, reason = "held, never read: closing the file ends the lock")] File);
+
+/// A node's keys and certificate, and its folder.
 #[derive(Debug)]
 pub struct Identity {
     /// The data folder.
@@ -64,7 +68,6 @@ pub struct Identity {
     pub cert: MemberCert,
     /// The cluster's key, on the node that founded it.
     pub cluster_key: Option<SecretKey>,
-    _lock: File,
 }
 
 impl Identity {
@@ -75,10 +78,11 @@ impl Identity {
     }
 
     /// Opens and locks a data folder.
-    pub fn open(folder: &Path) -> Result<Self, IdentityError> {
+    pub fn open(folder: &Path) -> Result<(Self, FolderLock), IdentityError> {
         let (key, cert) = operator(folder)?;
         let lock = lock(folder)?;
-        Ok(Self { folder: folder.into(), key, cert, cluster_key: read_key(&folder.join(CLUSTER_KEY))?, _lock: lock })
+        let cluster_key = read_key(&folder.join(CLUSTER_KEY))?;
+        Ok((Self { folder: folder.into(), key, cert, cluster_key }, lock))
     }
 }
 
@@ -170,12 +174,12 @@ fn read_key(path: &Path) -> Result<Option<SecretKey>, IdentityError> {
         .transpose()
 }
 
-fn lock(folder: &Path) -> Result<File, IdentityError> {
+fn lock(folder: &Path) -> Result<FolderLock, IdentityError> {
     let path = folder.join(LOCK);
     let failed = |source| IdentityError::Io { path: path.clone(), source };
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(FolderLock(file)),
         Err(TryLockError::WouldBlock) => Err(IdentityError::Locked(folder.into())),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
@@ -196,12 +200,12 @@ mod tests {
         assert!(matches!(Identity::open(folder.path()), Err(IdentityError::Empty(_))));
         let (cluster_key, cert) = found(folder.path(), Some("attic"), 5, &mut rng()).unwrap();
         assert!(matches!(found(folder.path(), None, 5, &mut rng()), Err(IdentityError::Taken { .. })));
-        let opened = Identity::open(folder.path()).unwrap();
+        let (opened, lock) = Identity::open(folder.path()).unwrap();
         assert_eq!(opened.cert, cert);
         assert_eq!(opened.cluster_key.as_ref().unwrap().public(), cluster_key.public());
         assert!(matches!(Identity::open(folder.path()), Err(IdentityError::Locked(_))));
         assert!(operator(folder.path()).is_ok());
-        drop(opened);
+        drop(lock);
         assert!(Identity::open(folder.path()).is_ok());
     }
 

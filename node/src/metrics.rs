@@ -118,7 +118,7 @@ pub struct Metrics {
     pub transport_connections: IntGauge,
     /// Gossip datagrams that were dropped unsent or unread.
     pub transport_datagrams_dropped: IntCounter,
-    /// Bytes in UDP datagrams.
+    /// Bytes of requests and replies.
     pub transport_bytes: Family<Direction, IntCounter>,
     requests: IntCounterVec,
     request_seconds: Family<Call, Histogram>,
@@ -174,7 +174,7 @@ impl Metrics {
             transport_connections: r.gauge("transport_connections", "Open QUIC connections")?,
             transport_datagrams_dropped: r
                 .counter("transport_datagrams_dropped_total", "Gossip datagrams dropped unsent or unread")?,
-            transport_bytes: r.counters("transport_bytes_total", "Bytes in UDP datagrams")?,
+            transport_bytes: r.counters("transport_bytes_total", "Bytes of requests and replies")?,
             requests: r.counter_vec("requests_total", "Calls answered, by their outcome", &["call", "code"])?,
             request_seconds: r.histograms("request_duration_seconds", "Time to answer a call", &REQUEST_BUCKETS)?,
             loop_runs: r.counter_vec("loop_runs_total", "Rounds of a background loop", &["loop"])?,

@@ -24,9 +24,9 @@ use crate::config::Config;
 use crate::gate::MemberGate;
 use crate::heads::Heads;
 use crate::http;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{FolderLock, Identity, IdentityError};
 use crate::invites::Invites;
-use crate::membership::swim::{Swim, SwimHandle};
+use crate::membership::swim::{self, Swim, SwimHandle};
 use crate::membership::{Membership, exchange};
 use crate::metrics::Metrics;
 use crate::metrics::label::FoundBy;
@@ -160,6 +160,17 @@ pub enum StartError {
     Config(String),
 }
 
+/// Why a node makes a new record of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// It has started: a new life.
+    Start,
+    /// Something in the record has changed.
+    Change,
+    /// It holds nothing any more and is gone for good.
+    Left,
+}
+
 /// Stripes to be looked at out of turn.
 #[derive(Debug, Default)]
 pub struct Alerts {
@@ -269,20 +280,21 @@ impl Core {
     pub async fn leave(self: &Arc<Self>) -> std::io::Result<()> {
         self.leaving.store(true, Ordering::Relaxed);
         let core = self.clone();
-        let renewed = self.executor.run(move || core.renew_record(false));
+        let renewed = self.executor.run(move || core.renew_record(Renewal::Change));
         renewed.await.map_err(std::io::Error::other)?
     }
 
-    /// Makes a new record of this node. `left`: it holds nothing any more and is gone for good.
-    pub fn renew_record(&self, left: bool) -> std::io::Result<()> {
+    /// Makes a new record of this node.
+    pub fn renew_record(&self, why: Renewal) -> std::io::Result<()> {
         let addresses = self.addresses();
         let capacity = self.config.capacity.unwrap_or_else(|| self.store.usage().live + self.free_bytes());
-        self.membership.renew(|_| MemberRecord {
+        self.membership.renew(|old| MemberRecord {
             cert: self.identity.cert.clone(),
             generation: 0,
+            life: old.map_or(0, |old| old.life) + u64::from(why == Renewal::Start),
             addresses,
             capacity,
-            left,
+            left: why == Renewal::Left,
             leaving: self.leaving(),
             full: self.store.full(),
             software: SOFTWARE.into(),
@@ -362,6 +374,8 @@ pub struct Node {
     core: Arc<Core>,
     stop: watch::Sender<bool>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    /// Released when the node has ended, whoever still holds a part of it.
+    _lock: FolderLock,
 }
 
 const RUNNING: &str = "running";
@@ -372,7 +386,7 @@ pub const LISTENING: &str = "listening";
 impl Node {
     /// Starts the node of a data folder; it serves when this returns.
     pub async fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
-        let identity = Identity::open(&config.data)?;
+        let (identity, lock) = Identity::open(&config.data)?;
         if let Some(zone) = &config.zone
             && zone != identity.cert.zone()
         {
@@ -407,7 +421,8 @@ impl Node {
             None => 0,
         };
         let was_leaving = membership.view().table.record(&identity.node()).is_some_and(|record| record.leaving);
-        let (swim, handle) = Swim::new(membership.clone(), endpoint.clone(), seeds.next_u64());
+        let (handle, queue) = swim::queue();
+        let gossip_seed = seeds.next_u64();
         let core = Arc::new(Core {
             invites: Invites::open(&folder)?,
             identity,
@@ -430,7 +445,8 @@ impl Node {
             seeds: Mutex::new(seeds),
         });
         durable::replace(&folder.join(LISTENING), core.endpoint.local_address().to_string().as_bytes())?;
-        core.renew_record(false)?;
+        core.renew_record(Renewal::Start)?;
+        let swim = Swim::new(queue, core.membership.clone(), core.endpoint.clone(), gossip_seed);
         core.endpoint.serve(Arc::new(NodeService(core.clone())));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -466,7 +482,7 @@ impl Node {
             http = core.http.map(|address| address.to_string()).unwrap_or_else(|| "off".into()),
             "the node is running"
         );
-        Ok(Self { core, stop, tasks: tokio::sync::Mutex::new(tasks) })
+        Ok(Self { core, stop, tasks: tokio::sync::Mutex::new(tasks), _lock: lock })
     }
 
     /// What the node's parts share.
@@ -489,13 +505,14 @@ impl Node {
     /// Says goodbye, lets running calls end, writes what is to be kept, and ends.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
-        self.core.endpoint.close(STOP_DEADLINE).await;
         let mut tasks = self.tasks.lock().await;
         let ended = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_DEADLINE, ended).await.is_err() {
             tracing::warn!("some loops did not end in time");
         }
         tasks.abort_all();
+        // Last, so that the goodbye still goes out.
+        self.core.endpoint.close(STOP_DEADLINE).await;
         if let Err(error) = self.core.write_running_time().and_then(|()| self.core.membership.persist()) {
             tracing::error!(%error, "the node's state cannot be written to disk");
         }
@@ -533,7 +550,7 @@ async fn keep_time(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
                 .record(&view.me)
                 .is_none_or(|record| record.full != shared.store.full() || record.addresses != shared.addresses());
             if stale {
-                shared.renew_record(false)?;
+                shared.renew_record(Renewal::Change)?;
             }
             shared.write_running_time()
         });

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use potluck_proto::blocks::BLOCK_LEN;
 use potluck_proto::cert::{DeviceCert, Rights};
 use potluck_proto::id::NodeId;
+use potluck_proto::stripe::DATA_LIMIT;
 use potluck_proto::transport::{Answer, Caller, Role, Service};
 use potluck_proto::wire::{self, Code, reply, request};
 use tokio::time::Instant;
@@ -17,6 +19,9 @@ use tokio::time::Instant;
 use crate::membership::exchange;
 use crate::metrics::label::{Call, Direction};
 use crate::node::Core;
+
+/// Memory set aside for a whole shard whose length is not known before it is read: that of 16 MiB in four.
+const WHOLE_SHARD: usize = DATA_LIMIT / 4;
 
 /// Answers calls for one node.
 pub struct NodeService(pub Arc<Core>);
@@ -42,6 +47,17 @@ impl Service for NodeService {
             result
         }
         .boxed()
+    }
+
+    fn answer_bytes(&self, request: &request::Kind) -> usize {
+        match request {
+            request::Kind::GetShard(call) if call.length > 0 => {
+                let asked = usize::try_from(call.length).unwrap_or(usize::MAX);
+                asked.saturating_add(2 * BLOCK_LEN).min(DATA_LIMIT)
+            }
+            request::Kind::GetShard(_) => WHOLE_SHARD,
+            _ => 0,
+        }
     }
 
     fn datagram(&self, caller: &Caller, data: Bytes) {

@@ -9,7 +9,7 @@ use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::metrics::label::{AuditResult, FoundBy, HeadState, Loop, StripeState};
+use crate::metrics::label::{AuditResult, Direction, FoundBy, HeadState, Loop, StripeState};
 use crate::node::Core;
 use crate::repair::{rebuild, survey};
 use crate::store::{ShardKey, StoreError};
@@ -165,4 +165,12 @@ pub(crate) fn show(core: &Core, status: &wire::StatusReply) {
     }
     let stats = core.endpoint.stats();
     core.metrics.transport_connections.set(stats.connections as i64);
+    let counters = [
+        (core.metrics.transport_bytes.with(Direction::In), stats.bytes_in),
+        (core.metrics.transport_bytes.with(Direction::Out), stats.bytes_out),
+        (&core.metrics.transport_datagrams_dropped, stats.datagrams_dropped),
+    ];
+    for (counter, value) in counters {
+        counter.inc_by(value.saturating_sub(counter.get()));
+    }
 }

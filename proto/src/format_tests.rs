@@ -1,10 +1,15 @@
 //! Holds FORMAT.md to the code: each block there that is marked `vector` is what the code makes.
 
+use std::net::Ipv6Addr;
+
 use crate::blocks::hash_shard;
 use crate::cert::{DeviceCert, MemberCert, Revocation, Rights, VaultCert};
 use crate::codec::{Codec, CodecError};
-use crate::id::{DeviceId, Digest, NodeId, StripeId, VaultId};
+use crate::head::{Head, SignedHead, VersionVector};
+use crate::id::{ClusterId, DeviceId, Digest, NodeId, StripeId, VaultId};
+use crate::invite::{InviteKind, InviteToken};
 use crate::key::SecretKey;
+use crate::member::{MemberRecord, SignedRecord, Statement, Verdict};
 use crate::ring::{Ring, RingEntry, positions};
 use crate::stripe::{Scheme, SchemeError, SignedHeader, StripeHeader};
 
@@ -42,6 +47,41 @@ fn certificates() {
     assert_vector("vault certificate", VaultCert::issue(&key(1), VaultId([2; 32]), 5, 6).as_bytes());
     assert_vector("device certificate", device_cert().as_bytes());
     assert_vector("revocation", Revocation::issue(&key(1), DeviceId([2; 32]), 6).as_bytes());
+}
+
+fn member_record() -> SignedRecord {
+    let cert = MemberCert::issue(&key(1), key(2).public().into(), "attic", 5, 6);
+    let addresses = vec![([127, 0, 0, 1], 4701).into(), (Ipv6Addr::LOCALHOST, 4702).into()];
+    let software = "potluck 0.1.0".into();
+    let (left, leaving, full) = (false, true, false);
+    let (generation, life, capacity) = (7, 8, 9 << 30);
+    MemberRecord { cert, generation, life, addresses, capacity, left, leaving, full, software }.sign(&key(2))
+}
+
+fn head() -> SignedHead {
+    let mut vector = VersionVector::default();
+    vector.set(3, 300);
+    vector.set(4, 1);
+    let (cluster, sweep_hash) = (ClusterId::from(key(1).public()), Digest([0; 32]));
+    let device = device_cert();
+    Head { cluster, device, vector, sweep: 0, sweep_hash, created_ms: 5, root: vec![0xaa; 3] }.sign(&key(2))
+}
+
+#[test]
+fn membership_and_heads() {
+    assert_vector("member record", member_record().as_bytes());
+    let statement = Statement::issue(&key(1), NodeId([2; 32]), Verdict::Lost { generation: 7 }, 6);
+    assert_vector("statement", statement.as_bytes());
+    assert_vector("head", head().bytes());
+    let token = InviteToken {
+        kind: InviteKind::Vault,
+        cluster: ClusterId([1; 32]),
+        inviter: NodeId([2; 32]),
+        secret: [3; 16],
+        expires_s: 4,
+        addresses: vec![([127, 0, 0, 1], 4701).into()],
+    };
+    assert_vector("invite token", token.to_string().as_bytes());
 }
 
 #[test]

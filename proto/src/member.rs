@@ -33,6 +33,8 @@ pub struct MemberRecord {
     pub cert: MemberCert,
     /// Grows with every record that the node makes; the highest one holds.
     pub generation: u64,
+    /// How often it has been started: what tells its lives apart in gossip.
+    pub life: u64,
     /// Where it can be reached, best first.
     pub addresses: Vec<SocketAddr>,
     /// Bytes it offers.
@@ -78,7 +80,7 @@ impl MemberRecord {
     #[must_use]
     pub fn sign(self, node: &SecretKey) -> SignedRecord {
         let mut encoder = Encoder::new();
-        encoder.u16(MEMBER_VERSION).bytes(self.cert.as_bytes()).u64(self.generation);
+        encoder.u16(MEMBER_VERSION).bytes(self.cert.as_bytes()).u64(self.generation).u64(self.life);
         let addresses = &self.addresses[..self.addresses.len().min(ADDRESS_LIMIT)];
         encoder.varint(addresses.len() as u64);
         for address in addresses {
@@ -109,6 +111,7 @@ impl SignedRecord {
         decoder.version("member record", MEMBER_VERSION)?;
         let cert = MemberCert::decode(decoder.bytes("member certificate", crate::cert::CERT_LIMIT)?)?;
         let generation = decoder.u64("generation")?;
+        let life = decoder.u64("life")?;
         let mut addresses = Vec::new();
         for _ in 0..decoder.count("addresses", ADDRESS_LIMIT)? {
             addresses.push(decode_address(&mut decoder)?);
@@ -121,6 +124,7 @@ impl SignedRecord {
         let record = MemberRecord {
             cert,
             generation,
+            life,
             addresses,
             capacity,
             left: flags & 1 != 0,
@@ -215,6 +219,12 @@ impl Statement {
         };
         check(bytes, Context::Statement, cluster.into(), "statement")?;
         Ok(Self { cluster, node, verdict, bytes: bytes.into() })
+    }
+
+    /// The signed bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The order in which of two statements about a node the greater holds.

@@ -5,10 +5,11 @@
 //! (`link`), over which either side calls the other, one stream per request (`frame`).
 //!
 //! It moves messages and judges nobody: who may speak is decided by the [`Gate`], what is answered by the [`Service`].
-//! It never retries a call that the other side may have refused, and never holds what outside input can make unbounded:
-//! every queue, buffer and wait here has a limit in [`Limits`] or beside its constant.
+//! It never holds what outside input can make unbounded: every queue, buffer and wait has a limit, in [`Limits`] or as a
+//! constant in `limits`.
 //!
-//! A request may be sent again after its connection broke, so every request means the same when it is served twice.
+//! A request whose connection broke is sent once more over another, so every request means the same when it is served
+//! twice. What was answered, even with an error, is never sent again here.
 
 mod accept;
 mod backoff;
@@ -132,7 +133,7 @@ pub trait Service: Send + Sync + 'static {
     /// Takes one datagram. Must be quick and must not block.
     fn datagram(&self, caller: &Caller, data: Bytes);
 
-    /// About how many bytes of payload the answer to `request` will have. So much of [`Limits::reply_budget`] is set
+    /// About how many bytes of payload the answer to `request` will have. So much of [`Limits::answer_budget`] is set
     /// aside from before the call until the answer is sent; more than the budget means all of it.
     fn answer_bytes(&self, request: &wire::request::Kind) -> usize {
         let _ = request;

@@ -1,6 +1,8 @@
 //! What Potluck's whole-system tests share, and the benchmarks.
 
 pub mod bench;
+pub mod cluster;
 pub mod dashboard;
 pub mod prometheus;
+pub mod shards;
 pub mod sim;

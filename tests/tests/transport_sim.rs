@@ -79,10 +79,15 @@ fn get(length: u64) -> request::Kind {
 }
 
 fn start(network: &Network, number: u8) -> Endpoint {
-    let (socket, runtime) = network.host(ip(number));
+    start_at(network, number, address(number), Limits::node())
+}
+
+#[expect(clippy::unwrap_used, reason = "without an endpoint the test has failed")]
+fn start_at(network: &Network, number: u8, address: SocketAddr, limits: Limits) -> Endpoint {
+    let (socket, runtime) = network.host_at(address);
     let seed = Some(sim::seed_of(SEED, number.into()));
     let gate = Arc::new(Open(key(number).public()));
-    let endpoint = Endpoint::with_socket(socket, runtime, seed, &key(number), gate, Limits::node()).unwrap();
+    let endpoint = Endpoint::with_socket(socket, runtime, seed, &key(number), gate, limits).unwrap();
     endpoint.serve(Arc::new(Slow));
     endpoint
 }
@@ -239,5 +244,27 @@ fn calls_to_a_dead_host_dial_less_and_less_often() {
         let _b = start(&network, 2);
         sleep(seconds(16)).await;
         call(&a, 2, get(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn one_address_gets_so_many_connections_and_no_more() {
+    sim::run(SEED, NetConfig::perfect(), seconds(3600), |network| async move {
+        let limits = Limits { connections_per_ip: 2, ..Limits::node() };
+        let target = start_at(&network, 1, address(1), limits);
+        let crowd = [2, 3, 4].map(|number| {
+            let address = SocketAddr::new(ip(9), 1000 + u16::from(number));
+            start_at(&network, number, address, Limits::node())
+        });
+        for (endpoint, fits) in crowd.iter().zip([true, true, false]) {
+            let result = call(endpoint, 1, get(1)).await;
+            assert_eq!(result.is_ok(), fits, "{result:?}");
+        }
+        // Elsewhere there is room, and where one leaves, too.
+        call(&start(&network, 5), 1, get(1)).await.unwrap();
+        crowd[0].close(seconds(1)).await;
+        sleep(seconds(16)).await;
+        call(&crowd[2], 1, get(1)).await.unwrap();
+        assert_eq!(target.stats().turned_away, 1);
     });
 }

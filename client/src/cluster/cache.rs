@@ -6,7 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use potluck_proto::id::{NodeId, StripeId};
-use potluck_proto::stripe::SignedHeader;
+use potluck_proto::stripe::{Scheme, SignedHeader};
+
+/// Most headers looked for at once.
+const TURNS: usize = 64;
 
 /// A map that forgets what was not used for longest when its entries' cost passes a limit.
 #[derive(Debug)]
@@ -67,12 +70,21 @@ type BlockKey = (StripeId, usize, u64);
 pub(super) struct Cache {
     stripes: Mutex<Lru<StripeId, Known>>,
     blocks: Mutex<Lru<BlockKey, Bytes>>,
+    /// The scheme of the last header that came: a guess at that of the next.
+    scheme: Mutex<Option<Scheme>>,
+    /// Locks shared by the stripes whose ids begin alike.
+    turns: Vec<tokio::sync::Mutex<()>>,
 }
 
 impl Cache {
     /// For so many stripes, and so many bytes of blocks.
     pub(super) fn new(stripes: usize, bytes: usize) -> Self {
-        Self { stripes: Mutex::new(Lru::new(stripes)), blocks: Mutex::new(Lru::new(bytes)) }
+        Self {
+            stripes: Mutex::new(Lru::new(stripes)),
+            blocks: Mutex::new(Lru::new(bytes)),
+            scheme: Mutex::new(None),
+            turns: (0..TURNS).map(|_| tokio::sync::Mutex::new(())).collect(),
+        }
     }
 
     fn stripes(&self) -> MutexGuard<'_, Lru<StripeId, Known>> {
@@ -94,6 +106,21 @@ impl Cache {
         let mut known = Known::default();
         change(&mut known);
         stripes.insert(*stripe, known, 1);
+    }
+
+    /// Held by whoever looks for the stripe's header.
+    pub(super) fn turn(&self, stripe: &StripeId) -> &tokio::sync::Mutex<()> {
+        &self.turns[usize::from(stripe.as_bytes()[0]) % TURNS]
+    }
+
+    /// The scheme that the last header named.
+    pub(super) fn scheme(&self) -> Option<Scheme> {
+        *self.scheme.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers the scheme of a header.
+    pub(super) fn note_scheme(&self, scheme: Scheme) {
+        *self.scheme.lock().unwrap_or_else(PoisonError::into_inner) = Some(scheme);
     }
 
     /// A block of a shard that was read and checked before.

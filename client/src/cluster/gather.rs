@@ -80,13 +80,15 @@ struct Asked {
 pub(super) struct Gather {
     scheme: Scheme,
     wanted: BTreeMap<usize, Range<u64>>,
-    got: BTreeMap<usize, Range<u64>>,
+    got: Vec<(usize, Range<u64>)>,
     /// The range that siblings are asked for, once one is needed.
     column: Option<Range<u64>>,
     /// By index: who may hold it, likeliest first, and how it failed.
     holders: Vec<Vec<(NodeId, Option<Failure>)>>,
     asked: Vec<Asked>,
     searched: Option<Circle>,
+    /// The widest circle that may be searched: reaching for those away costs time, so it is the last thing to do.
+    widest: Circle,
     searching: bool,
     search_slow: bool,
 }
@@ -104,19 +106,23 @@ impl Gather {
         Self {
             scheme,
             wanted,
-            got: BTreeMap::new(),
+            got: Vec::new(),
             column: None,
             holders,
             asked: Vec::new(),
             searched: None,
+            widest: Circle::Up,
             searching: false,
             search_slow: false,
         }
     }
 
     fn missing(&self) -> impl Iterator<Item = (usize, &Range<u64>)> {
-        let there = |index: &usize, range: &Range<u64>| self.got.get(index).is_some_and(|got| covers(got, range));
-        self.wanted.iter().filter(move |(index, range)| !there(index, range)).map(|(index, range)| (*index, range))
+        self.wanted.iter().map(|(index, range)| (*index, range)).filter(|(index, range)| !self.has(*index, range))
+    }
+
+    fn has(&self, index: usize, range: &Range<u64>) -> bool {
+        self.got.iter().any(|(got, bytes)| *got == index && covers(bytes, range))
     }
 
     /// Who may still give shard `index`, and is not being asked for it.
@@ -180,8 +186,7 @@ impl Gather {
                 self.column.insert(start..end).clone()
             }
         };
-        let covered =
-            |index: usize| self.got.get(&index).is_some_and(|got| covers(got, &column)) || self.pending(index, &column);
+        let covered = |index: usize| self.has(index, &column) || self.pending(index, &column);
         let n = self.scheme.n();
         if (0..n).filter(|&index| covered(index)).count() >= self.scheme.k() {
             return None;
@@ -189,7 +194,7 @@ impl Gather {
         let found = (0..n).filter(|&index| !covered(index)).find_map(|index| Some((index, self.untried(index)?)));
         match found {
             Some((index, node)) => Some(self.begin(Action::Fetch { index, node, range: column })),
-            None if !self.searching && self.searched < Some(Circle::All) => {
+            None if !self.searching && self.searched < Some(self.widest) => {
                 // Those away are asked only when nothing else is under way that could still help.
                 (self.searched < Some(Circle::Up) || self.asked.is_empty()).then(|| self.search())
             }
@@ -217,12 +222,7 @@ impl Gather {
     /// A fetch brought the bytes that were asked, checked.
     pub(super) fn arrived(&mut self, index: usize, node: NodeId, range: Range<u64>) {
         self.asked.retain(|asked| !(asked.index == index && asked.node == node));
-        match self.got.get(&index) {
-            Some(got) if covers(got, &range) => {}
-            _ => {
-                self.got.insert(index, range);
-            }
-        }
+        self.got.push((index, range));
     }
 
     /// A fetch brought nothing.
@@ -260,9 +260,10 @@ impl Gather {
         self.searching = false;
     }
 
-    /// Begins anew with those that were away, and with the search.
+    /// Begins anew with those that failed by being away, and with the search, which now goes as far as to nodes that seem
+    /// to be away.
     pub(super) fn again(&mut self) {
-        self.searched = None;
+        (self.searched, self.widest) = (None, Circle::All);
         for holder in self.holders.iter_mut().flatten() {
             if holder.1 == Some(Failure::Away) {
                 holder.1 = None;
@@ -277,13 +278,8 @@ impl Gather {
             return Some(Outcome::Direct);
         }
         let column = self.column.as_ref()?;
-        let from: Vec<usize> = self
-            .got
-            .iter()
-            .filter(|(_, got)| covers(got, column))
-            .map(|(index, _)| *index)
-            .take(self.scheme.k())
-            .collect();
+        let from: Vec<usize> =
+            (0..self.scheme.n()).filter(|&index| self.has(index, column)).take(self.scheme.k()).collect();
         if from.len() == self.scheme.k() {
             return Some(Outcome::Rebuild { column: column.clone(), from, missing: missing.into_iter().collect() });
         }
@@ -294,7 +290,8 @@ impl Gather {
     pub(super) fn verdict(&self) -> Option<Outcome> {
         self.outcome().or_else(|| {
             let idle = self.asked.is_empty() && !self.searching;
-            idle.then(|| Outcome::Failed { reachable: self.got.len() })
+            let different: BTreeSet<usize> = self.got.iter().map(|(index, _)| *index).collect();
+            idle.then_some(Outcome::Failed { reachable: different.len() })
         })
     }
 }

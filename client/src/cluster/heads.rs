@@ -4,11 +4,40 @@
 //! differs, writes back what too few hold, and waits and retries within a deadline. It never writes on a doubt: without a
 //! quorum a read is marked possibly stale and a write is an error.
 
-use potluck_proto::head::SignedHead;
-use potluck_proto::id::VaultId;
-use potluck_proto::wire;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use potluck_proto::head::{CONCURRENT_LIMIT, HeadSet, SignedHead};
+use potluck_proto::id::{Digest, NodeId, VaultId};
+use potluck_proto::replica::{Heard, PAST_LIMIT, ReplicaList};
+use potluck_proto::transport::CallError;
+use potluck_proto::wire::{self, Code, reply, request};
+use tokio::time::Instant;
 
 use super::Cluster;
+use super::quorum::{Answer, Tally, WriteVerdict};
+
+/// How long one replica may take; a write is synced to its disk.
+const DEADLINE: Duration = Duration::from_secs(8);
+
+/// How long a read waits for a quorum.
+const READ_TOTAL: Duration = Duration::from_secs(8);
+
+/// How long a write waits for a quorum.
+const WRITE_TOTAL: Duration = Duration::from_secs(60);
+
+/// What a read always gives to writing back.
+const WRITE_BACK: Duration = Duration::from_secs(5);
+
+/// How long the other replicas are waited for once a quorum has answered.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// About how long before the replicas are asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Most nodes of a past list; folded lists are long.
+const LIST_LIMIT: usize = 4096;
 
 /// What a vault's replicas answered.
 #[derive(Debug, Clone)]
@@ -87,17 +116,175 @@ pub enum WriteHeadError {
 impl Cluster {
     /// The maximal heads of a vault. Waits some seconds for a quorum; without one the answer says why it may be stale.
     pub async fn read_heads(&self, vault: VaultId) -> HeadsRead {
-        let _ = vault;
-        HeadsRead {
-            heads: Vec::new(),
-            stale: Some(Stale::TooFew { answered: 0, needed: 1, replicas: 0 }),
-            behind: false,
+        let until = Instant::now() + READ_TOTAL;
+        let mut heads = HeadSet::default();
+        loop {
+            let list = self.members().view().head_list(&vault);
+            let mut tally = Tally::new(list);
+            self.poll(vault, &mut tally, Question::Read, until).await;
+            tally.heads_into(&mut heads);
+            let stale = if tally.has_quorum() {
+                self.write_back(&tally, &mut heads, until).await.err()
+            } else {
+                Some(why_stale(&tally))
+            };
+            if stale.is_none() || Instant::now() >= until {
+                let behind = tally.behind();
+                return HeadsRead { heads: heads.iter().cloned().collect(), stale, behind };
+            }
+            self.prepare_retry(&tally, until).await;
         }
+    }
+
+    /// Brings every maximal head that fewer than a quorum hold to one. Heads that turn up newer take their place.
+    async fn write_back(&self, tally: &Tally, heads: &mut HeadSet, until: Instant) -> Result<(), Stale> {
+        let scarce: Vec<SignedHead> = heads.iter().filter(|head| !tally.quorum_holds(&head.id())).cloned().collect();
+        for head in scarce {
+            match self.offer(&head, until.max(Instant::now() + WRITE_BACK)).await {
+                Ok(_) => {}
+                // What includes it was found with whoever wrote it; the next poll settles who holds that.
+                Err(WriteHeadError::Dominated(newer)) => {
+                    newer.into_iter().for_each(|head| {
+                        heads.offer(head);
+                    });
+                    return Err(Stale::NotWrittenBack);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a head cannot be written back");
+                    return Err(Stale::NotWrittenBack);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes a head to a quorum. Waits and retries up to a minute.
     pub async fn write_head(&self, head: &SignedHead) -> Result<Written, WriteHeadError> {
-        let _ = head;
-        Err(WriteHeadError::TooFew { reachable: 0, needed: 1, replicas: 0 })
+        self.offer(head, Instant::now() + WRITE_TOTAL).await
     }
+
+    async fn offer(&self, head: &SignedHead, until: Instant) -> Result<Written, WriteHeadError> {
+        let vault = head.vault();
+        loop {
+            let list = self.members().view().head_list(&vault);
+            let mut tally = Tally::new(list);
+            self.poll(vault, &mut tally, Question::Write(head), until).await;
+            let mut heads = HeadSet::default();
+            tally.heads_into(&mut heads);
+            match tally.written(head) {
+                WriteVerdict::Acknowledged { replicas, settled } => {
+                    let concurrent = heads.iter().filter(|other| other.id() != head.id()).cloned().collect();
+                    return Ok(Written { replicas, settled, concurrent });
+                }
+                WriteVerdict::Dominated => return Err(WriteHeadError::Dominated(heads.iter().cloned().collect())),
+                WriteVerdict::Refused(error) if error.code() == Code::StaleSweep => {
+                    return Err(WriteHeadError::StaleSweep(error.message));
+                }
+                WriteVerdict::Refused(error) => return Err(WriteHeadError::Refused(error)),
+                WriteVerdict::Missing => {}
+            }
+            if Instant::now() >= until {
+                let (needed, replicas) = (tally.list().quorum(), tally.list().len());
+                return Err(WriteHeadError::TooFew { reachable: tally.accepted(), needed, replicas });
+            }
+            self.prepare_retry(&tally, until).await;
+        }
+    }
+
+    /// Asks all replicas, and whom their answers name, until the question is answered or nobody is left.
+    async fn poll(&self, vault: VaultId, tally: &mut Tally, question: Question<'_>, until: Instant) {
+        let members: Vec<NodeId> = tally.list().members().collect();
+        let list = tally.list().id();
+        let mut calls: FuturesUnordered<_> =
+            members.into_iter().map(|node| self.ask(vault, node, list, question)).collect();
+        let mut patience = until;
+        while let Ok(Some((node, answer))) = tokio::time::timeout_at(patience, calls.next()).await {
+            tally.take(node, answer);
+            if let Question::Write(_) = question {
+                for node in tally.more_to_ask() {
+                    // Asked once: an answer of some kind is in the tally before the next look.
+                    tally.take(node, Answer::Away);
+                    calls.push(self.ask(vault, node, list, question));
+                }
+            }
+            if question.answered(tally) {
+                // The others make the next read cheaper, but are not worth waiting for.
+                patience = patience.min(Instant::now() + GRACE);
+            }
+        }
+    }
+
+    async fn ask(&self, vault: VaultId, node: NodeId, list: Digest, question: Question<'_>) -> (NodeId, Answer) {
+        let vault_bytes = Bytes::copy_from_slice(vault.as_bytes());
+        let list = Bytes::copy_from_slice(list.as_bytes());
+        let call = match question {
+            Question::Read => request::Kind::ReadHeads(wire::ReadHeads { vault: vault_bytes, list }),
+            Question::Write(head) => {
+                let head = head.bytes().clone();
+                request::Kind::WriteHead(wire::WriteHead { vault: vault_bytes, list, head })
+            }
+        };
+        let answer = match self.calls.call(node, call, Bytes::new(), DEADLINE).await {
+            Ok((reply::Kind::Heads(reply), _)) => self.understand(vault, &reply),
+            Ok(_) => Answer::Away,
+            Err(CallError::Refused(error)) => Answer::Refused(error),
+            Err(error) => {
+                tracing::debug!(node = %node.short(), %error, "a head replica does not answer");
+                Answer::Away
+            }
+        };
+        (node, answer)
+    }
+
+    /// A replica's answer with what is genuine of it.
+    fn understand(&self, vault: VaultId, reply: &wire::HeadsReply) -> Answer {
+        let Ok(list) = wire::id("list", &reply.list) else { return Answer::Away };
+        let cluster = self.members().view().table.cluster();
+        let heads = reply.heads.iter().take(2 * CONCURRENT_LIMIT);
+        let heads = heads
+            .filter_map(|bytes| SignedHead::decode(bytes.clone()).ok())
+            .filter(|head| head.vault() == vault && head.cluster == cluster)
+            .collect();
+        let ids = |list: &wire::ReplicaList| {
+            ReplicaList::new(list.members.iter().take(LIST_LIMIT).filter_map(|id| NodeId::from_slice(id)))
+        };
+        let past = reply.past.iter().take(PAST_LIMIT).map(ids).collect();
+        let heard = Heard { list, settled: reply.settled, past };
+        Answer::Told { heard, heads, accepted: reply.accepted, behind: reply.behind }
+    }
+
+    /// Pauses, after exchanging members with whoever holds another list.
+    async fn prepare_retry(&self, tally: &Tally, until: Instant) {
+        let exchanged = match tally.other_list() {
+            Some(node) => self.exchange(node).await.map(|_| ()).map_err(|error| error.to_string()),
+            None => self.refresh().await.map(|_| ()).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = exchanged {
+            tracing::debug!(error, "members cannot be exchanged");
+        }
+        let pause = Instant::now() + self.calls.jitter(PAUSE);
+        tokio::time::sleep_until(pause.min(until)).await;
+    }
+}
+
+/// What the replicas are asked.
+#[derive(Debug, Clone, Copy)]
+enum Question<'a> {
+    Read,
+    Write(&'a SignedHead),
+}
+
+impl Question<'_> {
+    fn answered(self, tally: &Tally) -> bool {
+        match self {
+            Question::Read => tally.has_quorum(),
+            Question::Write(head) => !matches!(tally.written(head), WriteVerdict::Missing),
+        }
+    }
+}
+
+fn why_stale(tally: &Tally) -> Stale {
+    let (answered, settled) = (tally.answered(), tally.settled());
+    let (needed, replicas) = (tally.list().quorum(), tally.list().len());
+    if answered < needed { Stale::TooFew { answered, needed, replicas } } else { Stale::Unsettled { settled, needed } }
 }

@@ -65,59 +65,70 @@ impl Placing {
 
     /// The next shard to send, and to whom; it counts as being sent from now on.
     pub(super) fn next(&mut self, now: Instant) -> Option<(usize, NodeId)> {
-        let (index, position) =
-            (0..self.scheme.n()).find_map(|index| Some((index, self.candidate_for(index, now)?)))?;
+        let n = self.scheme.n();
+        let found = (0..n).find_map(|index| Some((index, self.candidate_for(index, now)?)));
+        // Only when all others are on their way is it known whether these will do.
+        let found = found.or_else(|| {
+            let short = self.short();
+            (0..n).filter(|_| short).find_map(|index| Some((index, self.last_resort(index, now)?)))
+        });
+        let (index, position) = found?;
         let candidate = &mut self.candidates[position];
         candidate.tries += 1;
         candidate.state = State::Sending { index, slow: false };
         Some((index, candidate.node))
     }
 
-    fn candidate_for(&self, index: usize, now: Instant) -> Option<usize> {
-        let mut slow_sender = false;
+    /// Whether shard `index` is taken or being sent; `None` if neither, `Some(true)` if it is being sent slowly.
+    fn sender(&self, index: usize) -> Option<bool> {
+        let mut sender = None;
         for candidate in &self.candidates {
             match candidate.state {
-                State::Took { index: taken } if taken == index => return None,
-                State::Sending { index: sent, slow } if sent == index => {
-                    if !slow {
-                        return None;
-                    }
-                    slow_sender = true;
-                }
+                State::Took { index: taken } if taken == index => return Some(false),
+                State::Sending { index: sent, slow: false } if sent == index => return Some(false),
+                State::Sending { index: sent, slow: true } if sent == index => sender = Some(true),
                 _ => {}
             }
         }
-        let fresh = |candidate: &Candidate| candidate.state == State::Fresh;
-        if self.candidates.get(index).is_some_and(|home| home.ready && fresh(home)) {
+        sender
+    }
+
+    fn candidate_for(&self, index: usize, now: Instant) -> Option<usize> {
+        let n = self.scheme.n();
+        let sender = self.sender(index);
+        // While most are slow it is this client's uplink that is, and sending more would make it worse.
+        if sender == Some(false) || (sender == Some(true) && 2 * self.taken().len() < n) {
+            return None;
+        }
+        let usable = |candidate: &Candidate| candidate.ready && candidate.state == State::Fresh;
+        if self.candidates.get(index).is_some_and(usable) {
             return Some(index);
         }
-        let n = self.scheme.n();
-        if slow_sender && 2 * self.taken().len() < n {
-            // While most are slow it is this client's uplink that is, and sending more would make it worse.
-            return None;
-        }
-        let spare = self.candidates.iter().skip(n).position(|spare| spare.ready && fresh(spare));
-        if let Some(spare) = spare {
+        if let Some(spare) = self.candidates.iter().skip(n).position(usable) {
             return Some(n + spare);
         }
-        if slow_sender {
-            // It may still take it; nodes that failed before are not better.
+        // A slow one may still take it; nodes that failed before are not better.
+        if sender.is_some() { None } else { self.retry(index, now, |failure| failure == Failure::Busy) }
+    }
+
+    /// Who else may take shard `index` where too few will: those that failed, and those that seem to be away. Reaching
+    /// for them costs time.
+    fn last_resort(&self, index: usize, now: Instant) -> Option<usize> {
+        if self.sender(index).is_some() {
             return None;
         }
-        let short = self.short();
-        let again = |same_index: bool| {
-            self.candidates.iter().position(|candidate| match candidate.state {
-                State::Waiting { index: tried, until, failure } => {
-                    until <= now && (short || failure == Failure::Busy) && (!same_index || tried == index)
-                }
-                _ => false,
-            })
+        let fresh = |candidate: &Candidate| candidate.state == State::Fresh;
+        self.retry(index, now, |_| true).or_else(|| self.candidates.iter().position(fresh))
+    }
+
+    /// A node to try again with shard `index`; best the one that was tried with it, which may have it already.
+    fn retry(&self, index: usize, now: Instant, which: impl Fn(Failure) -> bool) -> Option<usize> {
+        let waiting = |candidate: &Candidate| match candidate.state {
+            State::Waiting { index, until, failure } if until <= now && which(failure) => Some(index),
+            _ => None,
         };
-        // A node whose answer was lost may have the very shard already.
-        again(true).or_else(|| again(false)).or_else(|| {
-            // Those that seem to be away are a last resort: reaching for them costs time.
-            short.then(|| self.candidates.iter().position(fresh)).flatten()
-        })
+        let same = self.candidates.iter().position(|candidate| waiting(candidate) == Some(index));
+        same.or_else(|| self.candidates.iter().position(|candidate| waiting(candidate).is_some()))
     }
 
     /// Whether shards taken and being sent are too few even for a degraded put.
@@ -252,9 +263,9 @@ mod tests {
         assert_eq!(all(&mut put, now), [(3, node(6))]);
         put.slow(node(0));
         assert_eq!(all(&mut put, now), [], "nobody was quicker yet");
-        [4, 5].map(|number| put.took(node(number)));
+        [4, 5].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(all(&mut put, now), [(0, node(7))]);
-        [0, 6, 7].map(|number| put.took(node(number)));
+        [0, 6, 7].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(put.verdict(), Some(Verdict::Whole));
         assert_eq!(put.taken(), [(0, node(0)), (1, node(4)), (2, node(5)), (3, node(6))]);
     }
@@ -264,7 +275,7 @@ mod tests {
         let now = Instant::now();
         let mut put = placing("2+2", &[true, false, true, true, false]);
         assert_eq!(all(&mut put, now), [(0, node(0)), (2, node(2)), (3, node(3))]);
-        [0, 2, 3].map(|number| put.took(node(number)));
+        [0, 2, 3].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(put.next(now), None);
         assert_eq!(put.verdict(), Some(Verdict::Degraded));
     }
@@ -273,8 +284,8 @@ mod tests {
     async fn those_away_are_the_last_resort_and_too_few_is_said() {
         let now = Instant::now();
         let mut put = placing("2+2", &[true, false, true, false]);
-        assert_eq!(all(&mut put, now), [(0, node(0)), (1, node(1)), (2, node(2))]);
-        [0, 2].map(|number| put.took(node(number)));
+        assert_eq!(all(&mut put, now), [(0, node(0)), (2, node(2)), (1, node(1))]);
+        [0, 2].into_iter().for_each(|number| put.took(node(number)));
         put.failed(node(1), Failure::Refused, now);
         assert_eq!(all(&mut put, now), [(1, node(3))]);
         put.failed(node(3), Failure::Away, now + Duration::from_secs(1));

@@ -133,10 +133,9 @@ pub async fn run(
             }
         });
         futures_util::future::join_all(exchanges).await;
-        if view.digest != membership.view().digest || changed {
-            if let Err(error) = membership.persist() {
-                tracing::error!(%error, "the member table cannot be written to disk");
-            }
+        let news = changed || view.digest != membership.view().digest;
+        if news && let Err(error) = membership.persist() {
+            tracing::error!(%error, "the member table cannot be written to disk");
         }
         next = Instant::now() + if lonely { LONELY_INTERVAL } else { INTERVAL };
     }

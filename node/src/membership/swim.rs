@@ -42,9 +42,9 @@ struct Life {
 }
 
 impl Life {
-    /// The first life under a record's generation; renewals count up from there.
-    fn new(node: NodeId, generation: u64) -> Self {
-        Self { node: node.0, incarnation: generation << 20 }
+    /// A life as a node's record counts it; renewals within it count up from there.
+    fn new(node: NodeId, life: u64) -> Self {
+        Self { node: node.0, incarnation: life << 20 }
     }
 }
 
@@ -85,7 +85,17 @@ impl SwimHandle {
     }
 }
 
-/// The protocol's state, before it runs.
+/// What was handed in and waits for the protocol.
+pub struct SwimQueue(mpsc::Receiver<Input>);
+
+/// Makes the queue between those who hear others and the protocol.
+#[must_use]
+pub fn queue() -> (SwimHandle, SwimQueue) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    (SwimHandle(sender), SwimQueue(receiver))
+}
+
+/// The protocol's state.
 pub struct Swim {
     foca: Foca<Life, PostcardCodec, StdRng, NoCustomBroadcast>,
     input: mpsc::Receiver<Input>,
@@ -163,17 +173,15 @@ fn config(size: u32) -> foca::Config {
 }
 
 impl Swim {
-    /// The protocol for this node, with the queue that feeds it.
+    /// The protocol for this node in the life that its record names now, fed by `queue`.
     #[must_use]
-    pub fn new(membership: Arc<Membership>, endpoint: Endpoint, seed: u64) -> (Self, SwimHandle) {
-        let (sender, input) = mpsc::channel(QUEUE);
+    pub fn new(queue: SwimQueue, membership: Arc<Membership>, endpoint: Endpoint, seed: u64) -> Self {
         let view = membership.view();
-        let generation = view.table.record(&view.me).map_or(0, |record| record.generation);
+        let life = view.table.record(&view.me).map_or(0, |record| record.life);
         let rng = StdRng::seed_from_u64(seed);
-        let foca = Foca::new(Life::new(view.me, generation), config(1), rng, PostcardCodec);
+        let foca = Foca::new(Life::new(view.me, life), config(1), rng, PostcardCodec);
         let probes = Arc::new(Semaphore::new(PROBES));
-        let swim = Self { foca, input, membership, endpoint, probes, effects: Effects::default(), size: 1 };
-        (swim, SwimHandle(sender))
+        Self { foca, input: queue.0, membership, endpoint, probes, effects: Effects::default(), size: 1 }
     }
 
     /// Runs until `stop` is set, then says goodbye.
@@ -218,7 +226,7 @@ impl Swim {
             Input::Up(nodes) => {
                 let view = self.membership.view();
                 let lives = nodes.into_iter().filter(|node| *node != view.me && !view.is_up(node)).filter_map(|node| {
-                    view.table.record(&node).map(|record| Member::alive(Life::new(node, record.generation)))
+                    view.table.record(&node).map(|record| Member::alive(Life::new(node, record.life)))
                 });
                 let lives: Vec<_> = lives.collect();
                 if let Err(error) = self.foca.apply_many(lives.into_iter(), false, &mut self.effects) {

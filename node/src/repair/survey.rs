@@ -21,7 +21,7 @@ use super::plan::{Condition, Plan, StripeFacts, Surplus, plan, surplus};
 use super::rebuild;
 use crate::membership::View;
 use crate::metrics::label::Loop;
-use crate::node::Core;
+use crate::node::{Core, Renewal};
 use crate::store::{Held, ShardState, StoreError};
 
 /// Stripes asked for in one batch: bounds the memory of a round whatever the node holds.
@@ -381,7 +381,7 @@ async fn finish_leaving(core: &Arc<Core>) {
         return;
     }
     let shared = core.clone();
-    match core.executor.run(move || shared.renew_record(true)).await {
+    match core.executor.run(move || shared.renew_record(Renewal::Left)).await {
         Ok(Ok(())) => {
             tracing::info!("this node holds nothing any more and has left the cluster: it may be switched off")
         }

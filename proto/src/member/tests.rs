@@ -17,7 +17,7 @@ fn record(number: u8, generation: u64) -> SignedRecord {
     let addresses = vec![([127, 0, 0, 1], u16::from(number)).into(), (std::net::Ipv6Addr::LOCALHOST, 9).into()];
     let software = "potluck 0.1.0".to_string();
     let (left, leaving, full) = (false, false, true);
-    MemberRecord { cert, generation, addresses, capacity: 7 << 30, left, leaving, full, software }.sign(&key)
+    MemberRecord { cert, generation, life: 3, addresses, capacity: 7 << 30, left, leaving, full, software }.sign(&key)
 }
 
 fn empty() -> MemberTable {

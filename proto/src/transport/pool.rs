@@ -49,9 +49,6 @@ impl Pool {
     /// What to do for a call to `peer`.
     pub(super) fn next(&mut self, peer: &Peer, now: Instant) -> Next {
         let unreachable = |reason: &str| CallError::Unreachable { peer: peer.key, reason: reason.into() };
-        if peer.key == self.own {
-            return Next::Fail(unreachable("that is this process itself"));
-        }
         let own = self.own;
         if let Some(entry) = self.peers.get(&peer.key) {
             if let Some(link) = best(own, &entry.links) {

@@ -7,20 +7,18 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use quinn::rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use quinn::rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key,
-};
-use quinn::rustls::pki_types::{
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
 };
-use quinn::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use quinn::rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
-use quinn::rustls::sign::CertifiedKey;
-use quinn::rustls::version::TLS13;
-use quinn::rustls::{
-    self, CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme,
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme,
 };
 
 use crate::id::ID_LEN;

@@ -1,0 +1,289 @@
+//! A whole cluster in one process on the simulated network: real node code, virtual time, shards in memory.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use potluck_node::config::human::{ByteSize, Span};
+use potluck_node::config::{Config, HttpAddress, Settings};
+use potluck_node::gate::OperatorGate;
+use potluck_node::identity;
+use potluck_node::join::{Wish, join};
+use potluck_node::node::{Bind, Node, OpenStore, Parts};
+use potluck_node::store::memory::MemoryStore;
+use potluck_proto::id::NodeId;
+use potluck_proto::invite::InviteToken;
+use potluck_proto::transport::{Executor, Limits, Peer};
+use potluck_proto::wire::{self, admin, reply, request};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::time::{Instant, sleep};
+
+use crate::sim::{Network, seed_of};
+
+/// The port of every simulated node.
+const PORT: u16 = 4701;
+
+/// The time of day at which simulations begin: any will do, since no decision hangs on it.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// Time between two looks at a condition that is waited for, in virtual time.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Capacity of every simulated node, in bytes.
+const CAPACITY: u64 = 64 << 30;
+
+/// One node's place in the cluster, also while it does not run.
+struct Slot {
+    folder: PathBuf,
+    ip: IpAddr,
+    store: Arc<MemoryStore>,
+    node: Option<Node>,
+    id: NodeId,
+}
+
+/// Nodes on a simulated network.
+pub struct SimCluster {
+    /// The network, for partitions and loss.
+    pub network: Network,
+    seed: u64,
+    folder: tempfile::TempDir,
+    slots: Vec<Slot>,
+    settings: Settings,
+    hosts: u8,
+    began: Instant,
+}
+
+/// Settings under which virtual minutes are enough: quick surveys, little patience.
+#[must_use]
+pub fn quick() -> Settings {
+    Settings {
+        http: Some(HttpAddress::Off),
+        capacity: Some(ByteSize(CAPACITY)),
+        background_budget: Some(ByteSize(1 << 30)),
+        repair_lazy_after: Some(Span(Duration::from_secs(2))),
+        lost_after: Some(Span(Duration::from_secs(60))),
+        survey_interval: Some(Span(Duration::from_secs(5))),
+        ..Settings::default()
+    }
+}
+
+impl SimCluster {
+    /// Founds a cluster with one node.
+    pub async fn found(network: Network, seed: u64, settings: Settings) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut cluster = Self { network, seed, folder, slots: Vec::new(), settings, hosts: 0, began: Instant::now() };
+        let data = cluster.new_folder()?;
+        let mut rng = cluster.rng(1);
+        let (_, cert) = identity::found(&data, Some("zone-0"), cluster.now_ms(), &mut rng)?;
+        let ip = cluster.new_ip();
+        cluster.slots.push(Slot { folder: data, ip, store: new_store(), node: None, id: cert.node() });
+        cluster.start(0).await?;
+        Ok(cluster)
+    }
+
+    /// Adds nodes, in so many zones in turn, until there are `count`.
+    pub async fn grow(&mut self, count: usize, zones: usize) -> anyhow::Result<()> {
+        while self.slots.len() < count {
+            let number = self.slots.len();
+            let token = self.invite(false).await?;
+            let data = self.new_folder()?;
+            let ip = self.new_ip();
+            let bind = self.bind(ip);
+            let wish = Wish { zone: format!("zone-{}", number % zones), capacity: CAPACITY };
+            let mut rng = self.rng(number as u64 + 1);
+            let cert = join(&data, &token, wish, &bind, self.now_ms(), &mut rng).await?;
+            self.slots.push(Slot { folder: data, ip, store: new_store(), node: None, id: cert.node() });
+            self.start(number).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a node, or starts it again with what it had.
+    pub async fn start(&mut self, number: usize) -> anyhow::Result<()> {
+        let slot = &self.slots[number];
+        ensure!(slot.node.is_none(), "node {number} runs already");
+        let address = SocketAddr::new(slot.ip, PORT);
+        let settings = Settings { listen: Some(address), advertise: Some(vec![address]), ..self.settings.clone() };
+        let config: Config = settings.finish(slot.folder.clone())?;
+        let store = slot.store.clone();
+        let open: OpenStore = Arc::new(move |_, _| Ok(store.clone()));
+        let parts = Parts {
+            bind: self.bind(slot.ip),
+            store: open,
+            executor: Executor::inline(),
+            clock: self.clock(),
+            seed: Some(self.seed ^ (number as u64) << 32),
+            limits: Limits::node(),
+        };
+        self.slots[number].node = Some(Node::start(config, parts).await?);
+        Ok(())
+    }
+
+    /// Ends a node without a goodbye.
+    pub async fn kill(&mut self, number: usize) {
+        if let Some(node) = self.slots[number].node.take() {
+            self.network.kill(SocketAddr::new(self.slots[number].ip, PORT));
+            node.kill().await;
+        }
+    }
+
+    /// Ends a node without a goodbye and loses its shards.
+    pub async fn destroy(&mut self, number: usize) {
+        self.kill(number).await;
+        self.slots[number].store = new_store();
+    }
+
+    /// Ends a node in good order.
+    pub async fn stop(&mut self, number: usize) {
+        if let Some(node) = self.slots[number].node.take() {
+            node.stop().await;
+        }
+    }
+
+    /// How many nodes there ever were.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Never: a cluster has its founder.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// A running node.
+    #[must_use]
+    pub fn node(&self, number: usize) -> Option<&Node> {
+        self.slots[number].node.as_ref()
+    }
+
+    /// A node's id.
+    #[must_use]
+    pub fn id(&self, number: usize) -> NodeId {
+        self.slots[number].id
+    }
+
+    /// A node's address on the network.
+    #[must_use]
+    pub fn ip(&self, number: usize) -> IpAddr {
+        self.slots[number].ip
+    }
+
+    /// A node's shards, also while it does not run.
+    #[must_use]
+    pub fn store(&self, number: usize) -> &Arc<MemoryStore> {
+        &self.slots[number].store
+    }
+
+    /// All nodes that run.
+    pub fn running(&self) -> impl Iterator<Item = &Node> {
+        self.slots.iter().filter_map(|slot| slot.node.as_ref())
+    }
+
+    /// Makes an invite as the founder's operator does.
+    pub async fn invite(&mut self, vault: bool) -> anyhow::Result<InviteToken> {
+        let invite = admin::Invite { vault, valid_for_s: 86_400, ..Default::default() };
+        Ok(self.operate(admin::Kind::Invite(invite)).await?.token.parse()?)
+    }
+
+    /// Throws a node out as the founder's operator does.
+    pub async fn evict(&mut self, number: usize) -> anyhow::Result<()> {
+        let node = bytes::Bytes::copy_from_slice(self.id(number).as_bytes());
+        self.operate(admin::Kind::Evict(admin::State { node })).await.map(|_| ())
+    }
+
+    /// One call of the founder's operator.
+    async fn operate(&mut self, kind: admin::Kind) -> anyhow::Result<wire::AdminReply> {
+        let founder = &self.slots[0];
+        let (key, cert) = identity::operator(&founder.folder)?;
+        let peer = Peer { key: cert.node().into(), addresses: vec![SocketAddr::new(founder.ip, PORT)] };
+        let ip = self.new_ip();
+        let endpoint = (self.bind(ip))(&key, Arc::new(OperatorGate { cert }), Limits::client())?;
+        let call = request::Kind::Admin(wire::Admin { kind: Some(kind) });
+        let answer = endpoint.call(&peer, call, Vec::new(), Duration::from_secs(30)).await;
+        endpoint.close(Duration::from_secs(1)).await;
+        match answer.context("the founder refuses its operator")?.0 {
+            reply::Kind::Admin(reply) => Ok(reply),
+            _ => bail!("another kind of answer"),
+        }
+    }
+
+    /// Waits, in virtual time, until `condition` holds.
+    pub async fn until(&self, what: &str, limit: Duration, condition: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        while !condition(self) {
+            ensure!(Instant::now() < deadline, "seed {}: not within {limit:?}: {what}", self.seed);
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until every running node has all running nodes up and nobody else.
+    pub async fn settled(&self, limit: Duration) -> anyhow::Result<()> {
+        self.until("all see who runs", limit, |cluster| {
+            let running: Vec<NodeId> = cluster.running().map(Node::id).collect();
+            cluster.running().all(|node| {
+                let view = node.core().membership.view();
+                view.up.len() == running.len() && running.iter().all(|id| view.is_up(id))
+            })
+        })
+        .await
+    }
+
+    /// Makes endpoints on a host of its own.
+    #[must_use]
+    pub fn bind(&self, ip: IpAddr) -> Bind {
+        let (network, seed) = (self.network.clone(), self.seed);
+        Arc::new(move |key, gate, limits| {
+            let (socket, runtime) = network.host_at(SocketAddr::new(ip, PORT));
+            let number = u64::from(u32::from_be_bytes(match ip {
+                IpAddr::V4(ip) => ip.octets(),
+                IpAddr::V6(_) => [0; 4],
+            }));
+            potluck_proto::transport::Endpoint::with_socket(
+                socket,
+                runtime,
+                Some(seed_of(seed, number)),
+                key,
+                gate,
+                limits,
+            )
+        })
+    }
+
+    /// An address that nobody has had.
+    pub fn new_ip(&mut self) -> IpAddr {
+        self.hosts += 1;
+        Ipv4Addr::new(10, 0, 0, self.hosts).into()
+    }
+
+    /// The simulated time of day.
+    #[must_use]
+    pub fn clock(&self) -> potluck_node::WallClock {
+        let began = self.began;
+        Arc::new(move || EPOCH_MS + began.elapsed().as_millis() as u64)
+    }
+
+    /// A folder of its own below the cluster's, gone with it.
+    pub fn new_folder(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.path().join(format!("{}", std::fs::read_dir(self.folder.path())?.count()));
+        std::fs::create_dir(&folder)?;
+        Ok(folder)
+    }
+
+    fn rng(&self, number: u64) -> StdRng {
+        StdRng::from_seed(seed_of(self.seed, 1_000_000 + number))
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.clock())()
+    }
+}
+
+fn new_store() -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::new(CAPACITY))
+}

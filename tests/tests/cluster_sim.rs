@@ -1,0 +1,95 @@
+//! Whole clusters on the simulated network: joining, noticing, partitions, restarts.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use potluck_node::node::Node;
+use potluck_proto::id::Digest;
+use potluck_proto::member::Standing;
+use potluck_tests::cluster::{SimCluster, quick};
+use potluck_tests::sim::{self, NetConfig};
+
+const SEED: u64 = 11;
+
+/// Virtual time after which a scenario has failed.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn twelve_nodes_join_over_a_lossy_network_and_all_see_all() {
+    let config = NetConfig { loss: 0.01, ..NetConfig::homes() };
+    sim::run(SEED, config, LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+        cluster.grow(12, 4).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let equal = |cluster: &SimCluster| {
+            let digests: BTreeSet<Digest> =
+                cluster.running().map(|node| node.core().membership.view().digest).collect();
+            digests.len() == 1
+        };
+        cluster.until("all tables are equal", seconds(300), equal).await.unwrap();
+        assert_eq!(cluster.node(3).unwrap().core().membership.view().ring.len(), 12);
+    });
+}
+
+#[test]
+fn the_dead_are_noticed_and_the_returned_too() {
+    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+        cluster.grow(8, 8).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        cluster.kill(5).await;
+        cluster.kill(6).await;
+        cluster.stop(7).await;
+        cluster.settled(seconds(60)).await.unwrap();
+        // Down is not lost: the ring waits for them.
+        assert_eq!(cluster.node(0).unwrap().core().membership.view().ring.len(), 8);
+        for number in 5..8 {
+            cluster.start(number).await.unwrap();
+        }
+        cluster.settled(seconds(180)).await.unwrap();
+    });
+}
+
+#[test]
+fn two_halves_of_a_partition_find_each_other_again() {
+    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+        cluster.grow(9, 9).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let ips: Vec<_> = (0..9).map(|number| cluster.ip(number)).collect();
+        cluster.network.partition(&ips[..3], &ips[3..]);
+        let sees = |node: &Node| node.core().membership.view().up.len();
+        let split = |cluster: &SimCluster| {
+            (0..9).all(|number| sees(cluster.node(number).unwrap()) == if number < 3 { 3 } else { 6 })
+        };
+        cluster.until("each half sees itself alone", seconds(120), split).await.unwrap();
+        assert!(!cluster.node(0).unwrap().core().membership.view().majority());
+        assert!(cluster.node(8).unwrap().core().membership.view().majority());
+        cluster.network.heal();
+        cluster.settled(seconds(600)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_evicted_node_is_refused_by_all() {
+    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+        cluster.grow(5, 5).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let evicted = cluster.id(4);
+        cluster.evict(4).await.unwrap();
+        let told = |cluster: &SimCluster| {
+            (0..4).all(|number| {
+                let view = cluster.node(number).unwrap().core().membership.view();
+                view.table.standing(&evicted) == Some(Standing::Evicted)
+                    && !view.is_up(&evicted)
+                    && view.ring.len() == 4
+            })
+        };
+        cluster.until("all know of the eviction", seconds(120), told).await.unwrap();
+    });
+}
