@@ -93,13 +93,23 @@ enum Command {
     },
 }
 
+impl Command {
+    /// A node has its own settings for its log.
+    fn logs_itself(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        return matches!(self, Self::Node(_));
+        #[cfg(not(feature = "embedded"))]
+        false
+    }
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let root = arguments.options.clone();
     let screen = Screen::real(arguments.all_options());
-    if screen.logs_wanted() {
+    if screen.logs_wanted() && !arguments.command.logs_itself() {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_default();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
@@ -197,9 +207,7 @@ async fn run(command: Command, root: Options, screen: &Screen) -> anyhow::Result
             Ok(u8::from(code != ExitCode::SUCCESS))
         }
         #[cfg(feature = "embedded")]
-        Command::Demo(demo) => {
-            unless_interrupted(screen, "The cluster and its files are gone.", crate::demo::run(demo, screen)).await
-        }
+        Command::Demo(demo) => crate::demo::run(demo, screen).await,
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "potluck", &mut text);
@@ -214,25 +222,27 @@ const CHANGE_CUT: &str = "The change may or may not have been committed; it is n
 /// Runs `work` unless Ctrl-C or SIGTERM comes first.
 ///
 /// The signals are caught only once `work` waits for something: a prompt comes before, and there Ctrl-C just ends it.
-async fn unless_interrupted(
+pub(crate) async fn unless_interrupted(
     screen: &Screen,
     remains: &str,
     work: impl Future<Output = anyhow::Result<u8>>,
 ) -> anyhow::Result<u8> {
-    let signalled = async {
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-    };
     tokio::select! {
         biased;
         done = work => done,
-        () = signalled => {
+        () = signalled() => {
             screen.error(format!("interrupted. {remains}").trim_end(), INTERRUPTED);
             Ok(INTERRUPTED)
         }
+    }
+}
+
+/// Returns at Ctrl-C or SIGTERM.
+pub(crate) async fn signalled() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }
 

@@ -76,16 +76,12 @@ async fn begin(context: &Context<'_>) -> anyhow::Result<(Session, Writer, Reader
     Ok((session, writer, reader))
 }
 
-async fn end(
-    context: &Context<'_>,
-    session: Session,
-    writer: Writer,
-    verb: &str,
-    entries: u64,
-) -> anyhow::Result<u8> {
+async fn end(context: &Context<'_>, session: Session, writer: Writer, verb: &str, entries: u64) -> anyhow::Result<u8> {
     let committed = writer.commit().await?;
     if context.screen.json {
-        context.screen.object(&serde_json::json!({ "entries": entries, "losses_survived": committed.losses_survived }))?;
+        context
+            .screen
+            .object(&serde_json::json!({ "entries": entries, "losses_survived": committed.losses_survived }))?;
     } else {
         let noun = if entries == 1 { "entry" } else { "entries" };
         context.screen.remark(format!("{verb} {entries} {noun}"))?;

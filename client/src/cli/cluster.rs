@@ -108,7 +108,10 @@ impl Stripes {
     pub(crate) fn sentence(&self) -> String {
         let away = match self.silent {
             0 => String::new(),
-            silent => format!(" {} not answer.", if silent == 1 { "1 node does".into() } else { format!("{silent} nodes do") }),
+            silent => format!(
+                " {} not answer.",
+                if silent == 1 { "1 node does".into() } else { format!("{silent} nodes do") }
+            ),
         };
         let text = match self.verdict() {
             Verdict::Safe => format!("Yes: all {} have all their shards.", human::count(self.whole, "stripe")),
@@ -166,9 +169,7 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
     let session = context.open().await?;
     session.cluster().refresh().await.map_err(crate::session::SessionError::from)?;
     let mut nodes = session.cluster().status().await;
-    nodes.sort_by(|left, right| {
-        (left.record.cert.zone(), left.node).cmp(&(right.record.cert.zone(), right.node))
-    });
+    nodes.sort_by(|left, right| (left.record.cert.zone(), left.node).cmp(&(right.record.cert.zone(), right.node)));
     let stripes = Stripes::sum(answers(&nodes));
     let screen = context.screen;
     if screen.json {

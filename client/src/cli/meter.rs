@@ -33,7 +33,8 @@ impl Meter {
 
     /// A bar of things, `total` of them; 0: a wheel that turns.
     pub(crate) fn things(screen: &Screen, what: &str, total: u64) -> Self {
-        let form = if total == 0 { "{spinner} {prefix}  {msg}" } else { "{spinner} {prefix}  {bar:28} {pos} of {len}  {msg}" };
+        let form =
+            if total == 0 { "{spinner} {prefix}  {msg}" } else { "{spinner} {prefix}  {bar:28} {pos} of {len}  {msg}" };
         Self::with(screen, what, total, form)
     }
 

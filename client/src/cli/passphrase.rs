@@ -82,8 +82,7 @@ fn missing() -> anyhow::Error {
 
 fn from_command(command: &str) -> anyhow::Result<Zeroizing<String>> {
     let failed = || format!("the passphrase command {command:?} failed");
-    let mut child =
-        Command::new("sh").arg("-c").arg(command).stdout(Stdio::piped()).spawn().with_context(failed)?;
+    let mut child = Command::new("sh").arg("-c").arg(command).stdout(Stdio::piped()).spawn().with_context(failed)?;
     let output = child.stdout.take().context("the passphrase command has no output")?;
     let line = first_line(output);
     let status = child.wait().with_context(failed)?;

@@ -33,7 +33,9 @@ const NAMED: u64 = 20;
 
 /// Options of `get`.
 #[derive(Debug, Args)]
-#[command(after_help = "A folder got to a name becomes that name; end the target with a slash to get it into a folder.")]
+#[command(
+    after_help = "A folder got to a name becomes that name; end the target with a slash to get it into a folder."
+)]
 pub(super) struct Get {
     /// Path in the vault
     #[arg(value_name = "SRC")]
@@ -243,10 +245,12 @@ impl Restore<'_> {
                     links.push((found.clone(), relative, entry));
                     Ok(())
                 }
-                (Some(relative), Kind::File) => match self.make_folder(place, relative.parent().unwrap_or(Path::new(""))) {
-                    Ok(()) => self.file(entry, &place.join(relative)).await,
-                    Err(failed) => Err(failed),
-                },
+                (Some(relative), Kind::File) => {
+                    match self.make_folder(place, relative.parent().unwrap_or(Path::new(""))) {
+                        Ok(()) => self.file(entry, &place.join(relative)).await,
+                        Err(failed) => Err(failed),
+                    }
+                }
                 (Some(_), Kind::Other(kind)) => {
                     Err(Failed::LeftOut(format!("a newer Potluck is needed for this kind of thing ({kind})")))
                 }

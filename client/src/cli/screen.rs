@@ -16,7 +16,6 @@ pub(crate) struct Screen {
     pub(crate) quiet: bool,
     out_colour: bool,
     err_colour: bool,
-    out_terminal: bool,
     err_terminal: bool,
 }
 
@@ -31,7 +30,6 @@ impl Screen {
             quiet: options.quiet,
             out_colour: out && !plain,
             err_colour: err && !plain,
-            out_terminal: out,
             err_terminal: err,
         }
     }
@@ -39,11 +37,6 @@ impl Screen {
     /// Whether the user asked for the log.
     pub(super) fn logs_wanted(&self) -> bool {
         std::env::var_os("RUST_LOG").is_some_and(|filter| !filter.is_empty())
-    }
-
-    /// Whether a person reads standard output.
-    pub(crate) fn is_terminal(&self) -> bool {
-        self.out_terminal
     }
 
     /// Whether progress may be drawn on standard error.

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::Metadata;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -39,8 +40,10 @@ const NAMED: u64 = 20;
 
 /// Options of `put`.
 #[derive(Debug, Args)]
-#[command(after_help = "A folder put to a name becomes that name: 'put -r photos backup' makes backup/cat.jpg, however \
-often it is run.\nEnd the target with a slash to put into it: 'put -r photos backup/' makes backup/photos/cat.jpg.")]
+#[command(
+    after_help = "A folder put to a name becomes that name: 'put -r photos backup' makes backup/cat.jpg, however \
+often it is run.\nEnd the target with a slash to put into it: 'put -r photos backup/' makes backup/photos/cat.jpg."
+)]
 pub(super) struct Put {
     /// Files or, with -r, folders of this machine; - is standard input
     #[arg(required = true, num_args = 1.., value_name = "SRC")]
@@ -81,7 +84,9 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     for source in put.sources.iter().filter(|source| **source != stdin) {
         let metadata = std::fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
         if metadata.is_dir() && !put.recursive {
-            return Err(Usage(format!("{} is a folder: add -r to put it with all that is in it", source.display())).into());
+            return Err(
+                Usage(format!("{} is a folder: add -r to put it with all that is in it", source.display())).into()
+            );
         }
     }
     let session = context.open().await?;
@@ -89,7 +94,11 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     let reader = session.reader(writer.base());
     let errands = errands(&put, &reader).await?;
     let total = if context.screen.draws() {
-        errands.iter().filter(|errand| errand.source != stdin).map(|errand| measure(&errand.source, &put.exclude).1).sum()
+        errands
+            .iter()
+            .filter(|errand| errand.source != stdin)
+            .map(|errand| measure(&errand.source, &put.exclude).1)
+            .sum()
     } else {
         0
     };
@@ -98,11 +107,17 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     let mut meter = Meter::bytes(context.screen, "storing", total);
     meter.follow(&progress);
     let begun = Instant::now();
-    let mut upload =
-        Upload { put: &put, screen: context.screen, meter: &meter, progress: &progress, done: Done::default(), committed: begun };
+    let mut upload = Upload {
+        put: &put,
+        screen: context.screen,
+        meter: &meter,
+        progress: &progress,
+        done: Done::default(),
+        committed: begun,
+    };
     for errand in &errands {
         if errand.source == stdin {
-            upload.file(&mut writer, errand.key.clone(), Meta::default(), tokio::io::stdin()).await?;
+            upload.file(&mut writer, errand.key.clone(), Meta::default(), standard_input()?).await?;
         } else {
             upload.tree(&mut writer, errand).await?;
         }
@@ -114,6 +129,12 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     tell(context.screen, &session, &done, &progress, &committed, begun.elapsed())?;
     session.close().await;
     Ok(if done.left_out > 0 { 3 } else { 0 })
+}
+
+/// Standard input as a file of its own: what was not read of it stays where it is.
+fn standard_input() -> std::io::Result<tokio::fs::File> {
+    let handle = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(tokio::fs::File::from_std(handle.into()))
 }
 
 /// Where each source goes.

@@ -75,7 +75,8 @@ impl Table {
                 let space = " ".repeat(widths[column] - width(&cell.text));
                 let gap = if column == 0 { 0 } else { GAP };
                 let painted = screen.paint(&cell.text, cell.style);
-                let (before, behind) = if self.right.contains(&column) { (space, String::new()) } else { (String::new(), space) };
+                let (before, behind) =
+                    if self.right.contains(&column) { (space, String::new()) } else { (String::new(), space) };
                 // Writing to a string cannot fail.
                 let _ = write!(line, "{:gap$}{before}{painted}{behind}", "");
             }

@@ -50,7 +50,8 @@ mod tests {
     use super::{Source, of};
 
     fn text(source: Source<'_>, target: &str, several: bool, exists: bool) -> String {
-        of(source, target.as_bytes(), several, exists).map_or_else(str::to_string, |path| String::from_utf8(path).unwrap())
+        of(source, target.as_bytes(), several, exists)
+            .map_or_else(str::to_string, |path| String::from_utf8(path).unwrap())
     }
 
     #[test]

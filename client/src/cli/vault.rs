@@ -222,11 +222,11 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
             read_bounded(std::io::stdin().lock())?
         }
     };
-    let sheet: RecoverySheet = text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
+    let sheet: RecoverySheet =
+        text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
     let passphrase = choose(context, &recover.keeping)?;
     let name = folder.name().to_string();
-    let (session, recovered) =
-        Session::recover(&context.environment, folder, &sheet, protection(&passphrase)).await?;
+    let (session, recovered) = Session::recover(&context.environment, folder, &sheet, protection(&passphrase)).await?;
     let (state, screen) = (&recovered.state, context.screen);
     if screen.json {
         let mut value = state_object(state);
@@ -320,7 +320,9 @@ async fn sheet(context: &Context<'_>, sheet: Sheet) -> anyhow::Result<u8> {
     match &sheet.output {
         Some(path) => {
             write_sheet(path, &text)?;
-            context.screen.remark(format!("The recovery sheet is in {}: print it, and delete the file.", path.display()))?;
+            context
+                .screen
+                .remark(format!("The recovery sheet is in {}: print it, and delete the file.", path.display()))?;
         }
         None if context.screen.json => context.screen.object(&json!({ "recovery_sheet": text.to_string() }))?,
         None => context.screen.line(text.to_string().trim_end())?,
