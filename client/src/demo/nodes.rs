@@ -145,7 +145,12 @@ impl Nodes {
         };
         while !met() {
             if Instant::now() >= deadline {
-                bail!("the nodes did not find each other within {} s", MEET_DEADLINE.as_secs());
+                let seen = self.running().map(|node| {
+                    let status = node.core().status();
+                    format!("{} knows {} and reaches {}", node.id().short(), status.members, status.members_up)
+                });
+                let seen = seen.collect::<Vec<_>>().join(", ");
+                bail!("the {all} nodes did not find each other within {} s: {seen}", MEET_DEADLINE.as_secs());
             }
             tokio::time::sleep(MEET_LOOK).await;
         }
