@@ -1,5 +1,7 @@
 //! Shards on the simulated network: put, lose nodes, repair, read; damage, partitions, return, leaving.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use potluck_node::store::{ShardKey, ShardStore};
@@ -9,7 +11,9 @@ use potluck_tests::cluster::{SimCluster, quick};
 use potluck_tests::shards::{Writer, sound_indices, whole};
 use potluck_tests::sim::{self, NetConfig};
 
-const SEED: u64 = 23;
+fn seed() -> u64 {
+    sim::seed(23)
+}
 
 /// Virtual time after which a scenario has failed.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -24,10 +28,10 @@ fn scheme() -> Scheme {
 
 /// A cluster of `count` nodes in 4 zones with a few stripes of different lengths.
 async fn stored(network: sim::Network, count: usize) -> (SimCluster, Writer) {
-    let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+    let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
     cluster.grow(count, 4).await.unwrap();
     cluster.settled(seconds(60)).await.unwrap();
-    let mut writer = Writer::admitted(&mut cluster, SEED).await.unwrap();
+    let mut writer = Writer::admitted(&mut cluster, seed()).await.unwrap();
     for len in [1, 511, 70_000, 400_000, 1_500_000, 65_536 * 5] {
         let (_, placed) = writer.put(scheme(), len).await.unwrap();
         assert_eq!((placed.losses_survived, placed.degraded), (3, false));
@@ -44,7 +48,7 @@ async fn all_whole(cluster: &SimCluster, writer: &Writer, limit: Duration) {
 #[test]
 fn m_nodes_die_with_their_disks_twice_and_nothing_is_lost() {
     let config = NetConfig { loss: 0.01, ..NetConfig::homes() };
-    sim::run(SEED, config, LIMIT, |network| async move {
+    sim::run(seed(), config, LIMIT, |network| async move {
         let (mut cluster, writer) = stored(network, 14).await;
         for deaths in [[2, 5, 9], [3, 6, 10]] {
             for number in deaths {
@@ -59,7 +63,7 @@ fn m_nodes_die_with_their_disks_twice_and_nothing_is_lost() {
 
 #[test]
 fn damaged_shards_are_never_data_and_are_repaired() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (cluster, writer) = stored(network, 12).await;
         let mut damaged = 0;
         for stripe in writer.put.keys() {
@@ -78,7 +82,7 @@ fn damaged_shards_are_never_data_and_are_repaired() {
 
 #[test]
 fn below_k_is_an_error_that_names_numbers_and_ends_when_holders_return() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, writer) = stored(network, 8).await;
         for number in 4..8 {
             cluster.kill(number).await;
@@ -97,7 +101,7 @@ fn below_k_is_an_error_that_names_numbers_and_ends_when_holders_return() {
 
 #[test]
 fn a_node_that_returns_gets_its_shards_back_and_copies_are_given_up_after_proof() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, writer) = stored(network, 12).await;
         cluster.destroy(4).await;
         all_whole(&cluster, &writer, seconds(600)).await;
@@ -125,7 +129,7 @@ fn a_node_that_returns_gets_its_shards_back_and_copies_are_given_up_after_proof(
 
 #[test]
 fn a_leaving_node_is_emptied_and_says_when_it_has_left() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, writer) = stored(network, 12).await;
         let before = cluster.store(7).usage().shards;
         assert!(before > 0);
@@ -143,7 +147,7 @@ fn a_leaving_node_is_emptied_and_says_when_it_has_left() {
 
 #[test]
 fn a_minority_cut_off_trashes_nothing_and_the_rest_goes_on() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (cluster, writer) = stored(network, 12).await;
         let ips: Vec<_> = (0..12).map(|number| cluster.ip(number)).collect();
         let shards_before: Vec<u64> = (0..3).map(|number| cluster.store(number).usage().shards).collect();
@@ -161,7 +165,7 @@ fn a_minority_cut_off_trashes_nothing_and_the_rest_goes_on() {
 
 #[test]
 fn a_put_with_nodes_away_says_how_many_losses_it_bears_until_repair_makes_it_whole() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, mut writer) = stored(network, 8).await;
         cluster.kill(6).await;
         cluster.settled(seconds(60)).await.unwrap();
