@@ -105,10 +105,7 @@ async fn play(nodes: &mut Nodes, goods: Goods, screen: &Screen) -> anyhow::Resul
     let meter = Meter::things(screen, "cluster", NODES as u64);
     nodes.found_and_join(&meter).await?;
     drop(meter);
-    teller.step(
-        "cluster",
-        &format!("{NODES} nodes are up, each with its own key, disk folder and QUIC port on loopback"),
-    )?;
+    teller.step("cluster", &format!("{NODES} nodes, each with its own key, disk folder and QUIC port"))?;
 
     // A vault.
     let environment = Environment::real()?;
@@ -188,7 +185,7 @@ async fn play(nodes: &mut Nodes, goods: Goods, screen: &Screen) -> anyhow::Resul
     teller.step(
         "repair",
         &format!(
-            "every stripe is whole again {} after the loss: {} rebuilt; a checker read and hashed {} different shards of each on as many live nodes, {}",
+            "whole again {} after the loss, {} rebuilt; checked: {} different shards of every stripe, each read and hashed from a live node of its own, {}",
             human::span(repair_time),
             human::size(repaired),
             scheme.n(),
@@ -209,7 +206,7 @@ async fn play(nodes: &mut Nodes, goods: Goods, screen: &Screen) -> anyhow::Resul
     teller.step(
         "kill",
         &format!(
-            "{} too, all of them original nodes: {} of {} stripes now need rebuilt shards to be read",
+            "{} too, nodes of the first hour: {} of {} stripes can now be read only with rebuilt shards",
             names(nodes, &second.nodes),
             second.forced,
             census.stripes()
@@ -220,9 +217,7 @@ async fn play(nodes: &mut Nodes, goods: Goods, screen: &Screen) -> anyhow::Resul
     }
     let (last, state) = read_back(nodes, &environment, &sheet, LAST, &stored, &mut teller, screen).await?;
     if let Freshness::PossiblyStale(why) = &state.freshness {
-        teller.note(&format!(
-            "as half of the cluster is down, the client says that its answer may not be the newest: {why}"
-        ))?;
+        teller.note(&format!("with half of the cluster down it says itself that there may be a newer state: {why}"))?;
     }
 
     teller.summary(&Summary {
@@ -251,8 +246,10 @@ async fn read_back(
     screen: &Screen,
 ) -> anyhow::Result<(Compared, State)> {
     let meter = Meter::bytes(screen, "get", stored.bytes());
+    meter.say("recovering the vault from the sheet");
     let folder = home(nodes, client).vault(VAULT)?;
     let (session, recovered) = Session::recover(environment, folder, sheet, Protection::Bare).await?;
+    meter.say("");
     let compared = stored.compare(&session, &recovered.state, &meter).await?;
     drop(meter);
     session.close().await;

@@ -57,6 +57,8 @@ pub(crate) struct Stripes {
     silent: u64,
     /// Nodes whose count is missing or old.
     unsurveyed: u64,
+    /// Shards that the nodes hold.
+    shards: u64,
 }
 
 /// How good it is.
@@ -84,6 +86,7 @@ impl Stripes {
             sum.unconfirmed += status.stripes_unconfirmed;
             sum.malformed += status.stripes_malformed;
             sum.unknown += status.stripes_unknown;
+            sum.shards += status.shards;
             // The age of a survey that never was is the largest number there is.
             sum.unsurveyed += u64::from(status.survey_age_ms > SURVEY_OLD_MS);
         }
@@ -95,7 +98,7 @@ impl Stripes {
             Verdict::Unreadable
         } else if self.at_risk > 0 {
             Verdict::AtRisk
-        } else if self.unsurveyed > 0 || self.unknown > 0 {
+        } else if self.unsurveyed > 0 || self.unknown > 0 || (self.total() == 0 && self.shards > 0) {
             Verdict::NotYetKnown
         } else if self.degraded > 0 {
             Verdict::Repairing
@@ -114,6 +117,7 @@ impl Stripes {
             ),
         };
         let text = match self.verdict() {
+            Verdict::Safe if self.total() == 0 => "Nothing is stored yet.".into(),
             Verdict::Safe => format!("Yes: all {} have all their shards.", human::count(self.whole, "stripe")),
             Verdict::Repairing => format!(
                 "Yes, with less to spare: {} of {} lack shards and are being repaired.",
@@ -292,6 +296,8 @@ mod tests {
         assert_eq!(verdict(&[node(5, 0, 0, 0), node(3, 1, 0, 0)]), Verdict::Repairing);
         assert_eq!(verdict(&[node(5, 1, 1, 0)]), Verdict::AtRisk);
         assert_eq!(verdict(&[node(5, 1, 1, 1)]), Verdict::Unreadable);
+        let fresh = StatusReply { shards: 4, ..node(0, 0, 0, 0) };
+        assert_eq!(verdict(&[fresh]), Verdict::NotYetKnown, "shards came after the last survey");
         let never = StatusReply { survey_age_ms: u64::MAX, ..node(0, 0, 0, 0) };
         assert_eq!(verdict(&[node(5, 0, 0, 0), never]), Verdict::NotYetKnown);
     }

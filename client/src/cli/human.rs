@@ -15,17 +15,19 @@ pub(crate) fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value.fract() < 0.05 || value >= 99.95 {
-        format!("{value:.0} {}", UNITS[unit])
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    let text = if value < 99.95 { format!("{value:.1}") } else { format!("{value:.0}") };
+    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
 }
 
 /// Bytes a second, in powers of 1000 as networks and disks are sold: `120 MB/s`.
 pub(crate) fn speed(bytes: u64, time: Duration) -> String {
     let rate = bytes as f64 / time.as_secs_f64().max(1e-3) / 1e6;
     if rate < 9.95 { format!("{rate:.1} MB/s") } else { format!("{rate:.0} MB/s") }
+}
+
+/// How long it took and, where that says something, how fast it was: `2.1 s, 120 MB/s`, `0.1 s`.
+pub(crate) fn pace(bytes: u64, time: Duration) -> String {
+    if bytes < 1_000_000 { span(time) } else { format!("{}, {}", span(time), speed(bytes, time)) }
 }
 
 /// A span of time: `0.3 s`, `12 s`, `4 min 05 s`, `3 h 10 min`, `5 d 02 h`.
@@ -132,6 +134,8 @@ mod tests {
         assert_eq!(date(1_795_256_040_000), "2026-11-21 10:14 UTC");
         assert_eq!(span(Duration::from_millis(340)), "0.3 s");
         assert_eq!(span(Duration::from_secs(245)), "4 min 05 s");
+        assert_eq!(pace(5, Duration::from_millis(100)), "0.1 s");
+        assert_eq!(pace(50_000_000, Duration::from_secs(2)), "2.0 s, 25 MB/s");
         assert_eq!(span(Duration::from_secs(100_000)), "1 d 03 h");
     }
 

@@ -139,11 +139,10 @@ pub(super) async fn get(context: &Context<'_>, get: Get) -> anyhow::Result<u8> {
         }))?;
     } else {
         context.screen.remark(format!(
-            "fetched {}, {} in {}, {}",
+            "fetched {}, {} in {}",
             human::count(done.files, "file"),
             human::size(done.bytes),
-            human::span(time),
-            human::speed(done.bytes, time)
+            human::pace(done.bytes, time)
         ))?;
     }
     if done.left_out > 0 {

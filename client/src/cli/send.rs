@@ -313,11 +313,10 @@ fn tell(
         screen.remark(format!("{files}: the vault is as it was"))?;
     } else {
         screen.remark(format!(
-            "{files}, {} ({} new) in {}, {}; any {} may be lost",
+            "{files}, {} ({} new) in {}; any {} may be lost",
             human::size(done.bytes),
             human::size(new),
-            human::span(time),
-            human::speed(done.bytes, time),
+            human::pace(done.bytes, time),
             human::count(committed.losses_survived as u64, "node"),
         ))?;
     }

@@ -392,7 +392,7 @@ fn readability_facts(scheme: Scheme) -> [(&'static str, String); 3] {
         (
             "readable",
             format!(
-                "a stripe {stripe}, a file of {} {file} of the time, if each node is up {:.0} % of it",
+                "a stripe {stripe}, a file of {} {file} of the time, each node being up {:.0} % of it",
                 human::size(SAMPLE_FILE),
                 ASSUMED_UPTIME * 100.0
             ),
@@ -401,8 +401,8 @@ fn readability_facts(scheme: Scheme) -> [(&'static str, String); 3] {
 }
 
 fn scheme_text(scheme: Scheme) -> String {
-    let [bears, stores, readable] = readability_facts(scheme).map(|(name, text)| format!("{name} {text}"));
-    format!("New data is coded {scheme}: it {bears} and {stores}.\nIt is {readable}.")
+    let [(_, bears), (_, stores), (_, readable)] = readability_facts(scheme);
+    format!("New data is coded {scheme}: it bears {bears} and stores {stores}.\nReadable: {readable}.")
 }
 
 fn read_bounded(source: impl Read) -> anyhow::Result<Zeroizing<String>> {
@@ -438,7 +438,7 @@ mod tests {
     fn a_scheme_is_told_with_its_promises() {
         let text = scheme_text("5+3".parse().unwrap());
         assert!(text.contains("bears the loss of any 3 nodes and stores 1.60 bytes"), "{text}");
-        assert!(text.contains("a stripe 94.3 %") && text.contains("a file of 1 GiB 2.3 %"), "{text}");
+        assert!(text.contains("a stripe 94.3 %") && text.contains("a file of 1 GiB 2.4 %"), "{text}");
         let object = scheme_object("4+4".parse().unwrap());
         assert_eq!((object["losses_survived"].as_u64(), object["overhead"].as_f64()), (Some(4), Some(2.0)));
     }
