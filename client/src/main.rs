@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The binary `potluck`: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    potluck::cli::main()
+}

@@ -196,6 +196,12 @@ impl SimCluster {
         self.operate(admin::Kind::Evict(admin::State { node })).await.map(|_| ())
     }
 
+    /// Declares a node lost as the founder's operator does.
+    pub async fn declare_lost(&mut self, number: usize) -> anyhow::Result<()> {
+        let node = bytes::Bytes::copy_from_slice(self.id(number).as_bytes());
+        self.operate(admin::Kind::Lost(admin::State { node })).await.map(|_| ())
+    }
+
     /// One call of the founder's operator.
     async fn operate(&mut self, kind: admin::Kind) -> anyhow::Result<wire::AdminReply> {
         let founder = &self.slots[0];
@@ -224,14 +230,26 @@ impl SimCluster {
 
     /// Waits until every running node has all running nodes up and nobody else.
     pub async fn settled(&self, limit: Duration) -> anyhow::Result<()> {
-        self.until("all see who runs", limit, |cluster| {
-            let running: Vec<NodeId> = cluster.running().map(Node::id).collect();
-            cluster.running().all(|node| {
-                let view = node.core().membership.view();
-                view.up.len() == running.len() && running.iter().all(|id| view.is_up(id))
-            })
-        })
-        .await
+        let waited = self.until("all see who runs", limit, |cluster| cluster.mistaken().is_empty()).await;
+        waited.with_context(|| self.mistaken().join("; "))
+    }
+
+    /// In what the running nodes are wrong about who runs.
+    #[must_use]
+    pub fn mistaken(&self) -> Vec<String> {
+        let mut mistaken = Vec::new();
+        for (number, slot) in self.slots.iter().enumerate() {
+            let Some(node) = &slot.node else { continue };
+            let view = node.core().membership.view();
+            for (other, other_slot) in self.slots.iter().enumerate() {
+                match (other_slot.node.is_some(), view.is_up(&other_slot.id)) {
+                    (true, false) => mistaken.push(format!("{number} has {other} for down")),
+                    (false, true) => mistaken.push(format!("{number} has {other} for up")),
+                    _ => {}
+                }
+            }
+        }
+        mistaken
     }
 
     /// Makes endpoints on a host of its own.

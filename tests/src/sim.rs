@@ -77,6 +77,19 @@ where
     })
 }
 
+/// The seed of a run: `POTLUCK_SIM_SEED`, so that a failure is replayed or others are tried, else `usual`.
+///
+/// # Panics
+///
+/// If the variable is not a number.
+#[must_use]
+pub fn seed(usual: u64) -> u64 {
+    match std::env::var("POTLUCK_SIM_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("POTLUCK_SIM_SEED is not a number: {text:?}")),
+        Err(_) => usual,
+    }
+}
+
 /// A seed for the `number`-th random generator of a run: different for each, the same in each run.
 #[must_use]
 pub fn seed_of(seed: u64, number: u64) -> [u8; 32] {

@@ -9,7 +9,9 @@ use potluck_proto::member::Standing;
 use potluck_tests::cluster::{SimCluster, quick};
 use potluck_tests::sim::{self, NetConfig};
 
-const SEED: u64 = 11;
+fn seed() -> u64 {
+    sim::seed(11)
+}
 
 /// Virtual time after which a scenario has failed.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -21,8 +23,8 @@ fn seconds(seconds: u64) -> Duration {
 #[test]
 fn twelve_nodes_join_over_a_lossy_network_and_all_see_all() {
     let config = NetConfig { loss: 0.01, ..NetConfig::homes() };
-    sim::run(SEED, config, LIMIT, |network| async move {
-        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+    sim::run(seed(), config, LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(12, 4).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         let equal = |cluster: &SimCluster| {
@@ -37,8 +39,8 @@ fn twelve_nodes_join_over_a_lossy_network_and_all_see_all() {
 
 #[test]
 fn the_dead_are_noticed_and_the_returned_too() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
-        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(8, 8).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         cluster.kill(5).await;
@@ -56,8 +58,8 @@ fn the_dead_are_noticed_and_the_returned_too() {
 
 #[test]
 fn two_halves_of_a_partition_find_each_other_again() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
-        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(9, 9).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         let ips: Vec<_> = (0..9).map(|number| cluster.ip(number)).collect();
@@ -76,8 +78,8 @@ fn two_halves_of_a_partition_find_each_other_again() {
 
 #[test]
 fn an_evicted_node_is_refused_by_all() {
-    sim::run(SEED, NetConfig::homes(), LIMIT, |network| async move {
-        let mut cluster = SimCluster::found(network, SEED, quick()).await.unwrap();
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(5, 5).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         let evicted = cluster.id(4);

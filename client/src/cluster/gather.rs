@@ -87,6 +87,8 @@ pub(super) struct Gather {
     holders: Vec<Vec<(NodeId, Option<Failure>)>>,
     asked: Vec<Asked>,
     searched: Option<Circle>,
+    /// The widest circle that may be searched: reaching for those away costs time, so it is the last thing to do.
+    widest: Circle,
     searching: bool,
     search_slow: bool,
 }
@@ -109,6 +111,7 @@ impl Gather {
             holders,
             asked: Vec::new(),
             searched: None,
+            widest: Circle::Up,
             searching: false,
             search_slow: false,
         }
@@ -191,7 +194,7 @@ impl Gather {
         let found = (0..n).filter(|&index| !covered(index)).find_map(|index| Some((index, self.untried(index)?)));
         match found {
             Some((index, node)) => Some(self.begin(Action::Fetch { index, node, range: column })),
-            None if !self.searching && self.searched < Some(Circle::All) => {
+            None if !self.searching && self.searched < Some(self.widest) => {
                 // Those away are asked only when nothing else is under way that could still help.
                 (self.searched < Some(Circle::Up) || self.asked.is_empty()).then(|| self.search())
             }
@@ -257,9 +260,10 @@ impl Gather {
         self.searching = false;
     }
 
-    /// Begins anew with those that were away, and with the search.
+    /// Begins anew with those that failed by being away, and with the search, which now goes as far as to nodes that seem
+    /// to be away.
     pub(super) fn again(&mut self) {
-        self.searched = None;
+        (self.searched, self.widest) = (None, Circle::All);
         for holder in self.holders.iter_mut().flatten() {
             if holder.1 == Some(Failure::Away) {
                 holder.1 = None;
@@ -287,7 +291,7 @@ impl Gather {
         self.outcome().or_else(|| {
             let idle = self.asked.is_empty() && !self.searching;
             let different: BTreeSet<usize> = self.got.iter().map(|(index, _)| *index).collect();
-            idle.then(|| Outcome::Failed { reachable: different.len() })
+            idle.then_some(Outcome::Failed { reachable: different.len() })
         })
     }
 }

@@ -40,7 +40,7 @@ impl Cluster {
         if let Some(header) = self.cache.known(&stripe).header {
             return Ok(header);
         }
-        if let Some(header) = self.probe_all(stripe).await {
+        if let Some(header) = self.probe_all(stripe, false).await {
             return Ok(header);
         }
         // Once more, with fresh members: nodes come and go.
@@ -48,13 +48,15 @@ impl Cluster {
         if let Err(error) = self.refresh().await {
             tracing::debug!(%error, "members cannot be refreshed");
         }
-        self.probe_all(stripe)
+        self.probe_all(stripe, true)
             .await
             .ok_or_else(|| ReadError::NotFound { stripe, asked: self.members().view().holders().len() })
     }
 
     /// Asks nodes for any shard of the stripe, in the likeliest order; each that fails or is slow brings in one more.
-    async fn probe_all(&self, stripe: StripeId) -> Option<SignedHeader> {
+    ///
+    /// Those that seem to be away are asked only with `everyone`: reaching for them costs time.
+    async fn probe_all(&self, stripe: StripeId, everyone: bool) -> Option<SignedHeader> {
         let view = self.members().view();
         let walk: Vec<NodeId> = match self.cache.scheme() {
             Some(scheme) => view.ring.walk_stripe(&stripe, scheme).iter().collect(),
@@ -62,6 +64,7 @@ impl Cluster {
         };
         let leaving = view.holders().into_iter().filter(|node| !view.ring.contains(node));
         let mut nodes: Vec<NodeId> = walk.iter().copied().chain(leaving).collect();
+        nodes.retain(|node| everyone || view.up.contains(node));
         nodes.sort_by_key(|node| !view.up.contains(node));
         let mut nodes = nodes.into_iter();
         let (mut probes, mut hedges) = (FuturesUnordered::new(), FuturesUnordered::new());

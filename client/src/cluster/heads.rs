@@ -124,10 +124,7 @@ impl Cluster {
             self.poll(vault, &mut tally, Question::Read, until).await;
             tally.heads_into(&mut heads);
             let stale = if tally.has_quorum() {
-                match self.write_back(&tally, &mut heads, until).await {
-                    Ok(()) => None,
-                    Err(stale) => Some(stale),
-                }
+                self.write_back(&tally, &mut heads, until).await.err()
             } else {
                 Some(why_stale(&tally))
             };

@@ -326,6 +326,7 @@ mod tests {
             let record = MemberRecord {
                 cert,
                 generation: 1,
+                life: 0,
                 addresses: Vec::new(),
                 capacity: 1 << 30,
                 left: false,

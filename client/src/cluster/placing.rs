@@ -263,9 +263,9 @@ mod tests {
         assert_eq!(all(&mut put, now), [(3, node(6))]);
         put.slow(node(0));
         assert_eq!(all(&mut put, now), [], "nobody was quicker yet");
-        [4, 5].map(|number| put.took(node(number)));
+        [4, 5].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(all(&mut put, now), [(0, node(7))]);
-        [0, 6, 7].map(|number| put.took(node(number)));
+        [0, 6, 7].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(put.verdict(), Some(Verdict::Whole));
         assert_eq!(put.taken(), [(0, node(0)), (1, node(4)), (2, node(5)), (3, node(6))]);
     }
@@ -275,7 +275,7 @@ mod tests {
         let now = Instant::now();
         let mut put = placing("2+2", &[true, false, true, true, false]);
         assert_eq!(all(&mut put, now), [(0, node(0)), (2, node(2)), (3, node(3))]);
-        [0, 2, 3].map(|number| put.took(node(number)));
+        [0, 2, 3].into_iter().for_each(|number| put.took(node(number)));
         assert_eq!(put.next(now), None);
         assert_eq!(put.verdict(), Some(Verdict::Degraded));
     }
@@ -285,7 +285,7 @@ mod tests {
         let now = Instant::now();
         let mut put = placing("2+2", &[true, false, true, false]);
         assert_eq!(all(&mut put, now), [(0, node(0)), (2, node(2)), (1, node(1))]);
-        [0, 2].map(|number| put.took(node(number)));
+        [0, 2].into_iter().for_each(|number| put.took(node(number)));
         put.failed(node(1), Failure::Refused, now);
         assert_eq!(all(&mut put, now), [(1, node(3))]);
         put.failed(node(3), Failure::Away, now + Duration::from_secs(1));

@@ -23,6 +23,9 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Time between attempts while nobody is up: at the start, or cut off.
 const LONELY_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Time to the next exchange after one that brought news; it doubles from one without to the next.
+const NEWS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -103,6 +106,7 @@ pub async fn run(
     let mut changes = membership.watch();
     let mut told = membership.view().digest;
     let mut next = Instant::now();
+    let mut pause = INTERVAL;
     loop {
         let view = membership.view();
         let changed = view.digest != told;
@@ -137,6 +141,8 @@ pub async fn run(
         if news && let Err(error) = membership.persist() {
             tracing::error!(%error, "the member table cannot be written to disk");
         }
-        next = Instant::now() + if lonely { LONELY_INTERVAL } else { INTERVAL };
+        // What is told to a few at a time misses some: after news one asks around at growing intervals.
+        pause = if news { NEWS_INTERVAL } else { (2 * pause).min(INTERVAL) };
+        next = Instant::now() + if lonely { LONELY_INTERVAL } else { pause };
     }
 }

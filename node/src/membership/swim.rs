@@ -4,9 +4,9 @@
 //! liars, so a datagram counts only if its sender is the one that TLS proved.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::{Membership, View};
+use super::Membership;
 
 /// Datagrams and exchanges waiting for the protocol; more are dropped, as datagrams may be.
 const QUEUE: usize = 1024;
@@ -30,6 +30,9 @@ const PACKET_LIMIT: usize = 1162;
 
 /// How long a probe of a node that SWIM gave up may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Time between two probes of a node that SWIM gave up and that still answers.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Most confirming probes at once.
 const PROBES: usize = 16;
@@ -102,6 +105,8 @@ pub struct Swim {
     membership: Arc<Membership>,
     endpoint: Endpoint,
     probes: Arc<Semaphore>,
+    /// Nodes that SWIM has given up and that still answered.
+    doubted: Arc<Mutex<BTreeSet<NodeId>>>,
     effects: Effects,
     size: u32,
 }
@@ -181,7 +186,8 @@ impl Swim {
         let rng = StdRng::seed_from_u64(seed);
         let foca = Foca::new(Life::new(view.me, life), config(1), rng, PostcardCodec);
         let probes = Arc::new(Semaphore::new(PROBES));
-        Self { foca, input: queue.0, membership, endpoint, probes, effects: Effects::default(), size: 1 }
+        let (doubted, effects) = (Arc::default(), Effects::default());
+        Self { foca, input: queue.0, membership, endpoint, probes, doubted, effects, size: 1 }
     }
 
     /// Runs until `stop` is set, then says goodbye.
@@ -257,12 +263,13 @@ impl Swim {
             }
         }
         for node in std::mem::take(&mut self.effects.up) {
+            self.doubted().remove(&node);
             if self.membership.set_up(node, true) {
                 tracing::info!(node = %node.short(), "up");
             }
         }
         for node in std::mem::take(&mut self.effects.down) {
-            self.confirm(node, &view);
+            self.confirm(node);
         }
         let size = view.up.len() as u32;
         // The number of transmissions depends on the size; small changes do not matter.
@@ -274,21 +281,45 @@ impl Swim {
         }
     }
 
-    /// SWIM gave a node up: it is down when a probe fails too.
-    fn confirm(&self, node: NodeId, view: &View) {
+    /// SWIM gave a node up: it is down when a probe fails too. One that still answers stays in doubt, and is probed until
+    /// it fails or SWIM has it back: it may have been saying goodbye.
+    fn confirm(&self, node: NodeId) {
+        if !self.doubted().insert(node) {
+            return;
+        }
         let (membership, endpoint, probes) = (self.membership.clone(), self.endpoint.clone(), self.probes.clone());
-        let peer = view.peer(&node);
+        let doubted = self.doubted.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = probes.acquire().await else { return };
-            let answers = match &peer {
-                Some(peer) => reaches(&endpoint, peer).await,
-                None => false,
-            };
-            if !answers && membership.set_up(node, false) {
-                tracing::info!(node = %node.short(), "down");
+            loop {
+                let Ok(permit) = probes.acquire().await else { return };
+                let answers = match membership.view().peer(&node) {
+                    Some(peer) => reaches(&endpoint, &peer).await,
+                    None => false,
+                };
+                drop(permit);
+                if !in_doubt(&doubted, node, answers) {
+                    return;
+                }
+                if !answers {
+                    if membership.set_up(node, false) {
+                        tracing::info!(node = %node.short(), "down");
+                    }
+                    return;
+                }
+                tokio::time::sleep(DOUBT_INTERVAL).await;
             }
         });
     }
+
+    fn doubted(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether SWIM still has a probed node for gone; one that does not answer is no longer in doubt but down.
+fn in_doubt(doubted: &Mutex<BTreeSet<NodeId>>, node: NodeId, answers: bool) -> bool {
+    let mut doubted = doubted.lock().unwrap_or_else(PoisonError::into_inner);
+    if answers { doubted.contains(&node) } else { doubted.remove(&node) }
 }
 
 /// Whether a node answers a small call.

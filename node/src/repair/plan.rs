@@ -28,9 +28,9 @@ pub struct StripeFacts<'a> {
 /// How a stripe stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
-    /// As many different indices as there should be are on live nodes.
+    /// All n indices are on live nodes, each on one of its own.
     Whole,
-    /// Some are missing; it survives more than ceil(m/3) further losses.
+    /// Some are not; it survives more than ceil(m/3) further losses.
     Degraded,
     /// So few are left that repair must not wait: the margin is at most ceil(m/3).
     AtRisk,
@@ -89,67 +89,89 @@ pub fn assignment(facts: &StripeFacts<'_>) -> Assignment {
 #[must_use]
 pub fn plan(facts: &StripeFacts<'_>) -> Plan {
     let (n, k) = (facts.scheme.n(), facts.scheme.k());
-    let none = BTreeSet::new();
-    let up_live = |node: &NodeId| if facts.up.contains(node) { facts.live.get(node).unwrap_or(&none) } else { &none };
-    let reachable: BTreeSet<usize> =
-        facts.live.keys().flat_map(|node| up_live(node).iter().copied()).filter(|index| *index < n).collect();
-    let missing: Vec<usize> = (0..n).filter(|index| !reachable.contains(index)).collect();
+    let live_up: BTreeMap<NodeId, &BTreeSet<usize>> = facts
+        .live
+        .iter()
+        .filter(|(node, held)| facts.up.contains(node) && !held.is_empty())
+        .map(|(node, held)| (*node, held))
+        .collect();
+    let reachable: BTreeSet<usize> = live_up.values().flat_map(|held| held.iter().copied()).collect();
     let up_on_ring: Vec<NodeId> = facts.walk.iter().copied().filter(|node| facts.up.contains(node)).collect();
+    let mut leaders: Vec<NodeId> = up_on_ring.iter().copied().filter(|node| live_up.contains_key(node)).collect();
+    leaders.extend(live_up.keys().copied().filter(|node| !facts.walk.contains(node)));
 
-    let mut leaders: Vec<NodeId> = up_on_ring.iter().copied().filter(|node| !up_live(node).is_empty()).collect();
-    let off_ring = facts.live.keys().copied().filter(|node| !facts.walk.contains(node) && !up_live(node).is_empty());
-    leaders.extend(off_ring);
-
-    // Indices in the trash of live nodes come back first: they cost nothing.
-    let in_trash = |index: usize| {
-        let holders = facts.trash.iter().filter(|(node, held)| facts.up.contains(node) && held.contains(&index));
-        holders.map(|(node, _)| *node).min_by_key(|node| walk_position(facts.walk, node))
-    };
-    let want = n.min(up_on_ring.len());
-    let mut lacking = want.saturating_sub(reachable.len());
-    let mut steps = Vec::new();
-    let mut to_rebuild = Vec::new();
-    for &index in &missing {
-        if lacking == 0 {
-            break;
-        }
-        lacking -= 1;
-        match in_trash(index) {
-            Some(node) => steps.push(Step::Revive { node, index }),
-            None => to_rebuild.push(index),
-        }
-    }
-    let revived = steps.len();
-    if reachable.len() + revived >= k {
-        place(facts, &to_rebuild, &up_on_ring, &up_live, &mut steps);
-    }
-
+    // Two indices on one node are lost together: only what can be counted on nodes of its own is safe.
+    let spread = spread(n, &live_up);
     let condition = if reachable.len() < k {
         if facts.complete { Condition::Unreadable } else { Condition::Unconfirmed }
-    } else if reachable.len() >= n || missing.is_empty() {
+    } else if spread.len() >= n {
         Condition::Whole
-    } else if reachable.len() - k <= urgent_margin(facts.scheme) {
+    } else if spread.len().saturating_sub(k) <= urgent_margin(facts.scheme) {
         Condition::AtRisk
     } else {
         Condition::Degraded
     };
+
+    // Missing indices first, then those that only share a node with another.
+    let mut wanting: Vec<usize> = (0..n).filter(|index| !spread.contains_key(index)).collect();
+    wanting.sort_by_key(|index| (reachable.contains(index), *index));
+    wanting.truncate(n.min(up_on_ring.len()).saturating_sub(spread.len()));
+    let mut steps = Vec::new();
+    let mut to_rebuild = Vec::new();
+    let mut used: BTreeSet<NodeId> = spread.values().copied().collect();
+    for index in wanting {
+        // What lies in a trash comes back for nothing.
+        let in_trash = facts.trash.iter().filter(|(node, held)| facts.up.contains(node) && held.contains(&index));
+        let nearest =
+            in_trash.map(|(node, _)| *node).min_by_key(|node| (used.contains(node), walk_position(facts.walk, node)));
+        match nearest.filter(|_| !reachable.contains(&index)) {
+            Some(node) => {
+                used.insert(node);
+                steps.push(Step::Revive { node, index });
+            }
+            None => to_rebuild.push(index),
+        }
+    }
+    if reachable.len() + steps.len() >= k {
+        let holds = |node: &NodeId| live_up.contains_key(node);
+        let mut free: Vec<NodeId> = up_on_ring.into_iter().filter(|node| !used.contains(node)).collect();
+        free.sort_by_key(holds);
+        place(facts, &to_rebuild, &free, &mut steps);
+    }
     Plan { condition, reachable: reachable.len(), steps, leaders }
 }
 
-/// Gives each index to be rebuilt its candidates: the home that the assignment names, then the others of the walk that
-/// are up and hold nothing of the stripe.
-fn place<'a>(
-    facts: &StripeFacts<'_>,
-    to_rebuild: &[usize],
-    up_on_ring: &[NodeId],
-    up_live: &impl Fn(&NodeId) -> &'a BTreeSet<usize>,
-    steps: &mut Vec<Step>,
-) {
+/// The most indices that can be counted with a node of its own each: a maximum matching of indices and holders, by
+/// augmenting paths (Kuhn, 1955), in a fixed order so that all planners find the same.
+fn spread(n: usize, live: &BTreeMap<NodeId, &BTreeSet<usize>>) -> BTreeMap<usize, NodeId> {
+    fn augment(
+        index: usize,
+        live: &BTreeMap<NodeId, &BTreeSet<usize>>,
+        of_node: &mut BTreeMap<NodeId, usize>,
+        seen: &mut BTreeSet<NodeId>,
+    ) -> bool {
+        for (node, _) in live.iter().filter(|(_, held)| held.contains(&index)) {
+            if seen.insert(*node) {
+                let holder_of = of_node.get(node).copied();
+                if holder_of.is_none_or(|other| augment(other, live, of_node, seen)) {
+                    of_node.insert(*node, index);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+    let mut of_node = BTreeMap::new();
+    for index in 0..n {
+        augment(index, live, &mut of_node, &mut BTreeSet::new());
+    }
+    of_node.into_iter().map(|(node, index)| (index, node)).collect()
+}
+
+/// Gives each index to be rebuilt its candidates: the home that the assignment names, then the other free nodes along the
+/// walk.
+fn place(facts: &StripeFacts<'_>, to_rebuild: &[usize], free: &[NodeId], steps: &mut Vec<Step>) {
     let assignment = assignment(facts);
-    let reviving: BTreeSet<NodeId> =
-        steps.iter().filter_map(|step| if let Step::Revive { node, .. } = step { Some(*node) } else { None }).collect();
-    let is_free = |node: &NodeId| up_live(node).is_empty() && !reviving.contains(node);
-    let free: Vec<NodeId> = up_on_ring.iter().copied().filter(is_free).collect();
     let mut taken: BTreeSet<NodeId> = BTreeSet::new();
     for &index in to_rebuild {
         let home = assignment.home_of(index).filter(|home| free.contains(home) && !taken.contains(home));

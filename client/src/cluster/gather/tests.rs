@@ -36,7 +36,7 @@ fn a_slow_holder_of_a_whole_stripe_costs_one_sibling() {
     assert_eq!(all(&mut read).len(), 3);
     read.slow(1, node(1));
     assert_eq!(all(&mut read), [fetch(3, 3, 0..10)]);
-    [0, 2, 3].map(|index| read.arrived(index, node(index), 0..10));
+    [0, 2, 3].into_iter().for_each(|index| read.arrived(index, node(index), 0..10));
     assert_eq!(read.verdict(), Some(Outcome::Rebuild { column: 0..10, from: vec![0, 2, 3], missing: vec![1] }));
 }
 
@@ -93,15 +93,19 @@ fn everybody_is_asked_before_it_fails_and_those_away_once_more() {
     assert_eq!(all(&mut read), [fetch(1, 1, 0..4), fetch(2, 2, 0..4)]);
     read.arrived(1, node(1), 0..4);
     read.failed(2, node(2), Failure::NotThere);
-    for circle in [Circle::Walk, Circle::Up, Circle::All] {
-        assert_eq!(all(&mut read), [Action::Search(circle)]);
+    let search = |read: &mut Gather, circle| {
+        assert_eq!(all(read), [Action::Search(circle)]);
         assert_eq!(read.verdict(), None);
         read.search_ended();
-    }
+    };
+    [Circle::Walk, Circle::Up].into_iter().for_each(|circle| search(&mut read, circle));
     assert_eq!((read.next(), read.verdict()), (None, Some(Outcome::Failed { reachable: 1 })));
     read.again();
     // Shard 2 was answered for: only the one that was away is worth another try.
     assert_eq!(all(&mut read), [fetch(0, 0, 0..4)]);
+    read.failed(0, node(0), Failure::Away);
+    [Circle::Walk, Circle::Up, Circle::All].into_iter().for_each(|circle| search(&mut read, circle));
+    assert_eq!((read.next(), read.verdict()), (None, Some(Outcome::Failed { reachable: 1 })));
 }
 
 proptest! {

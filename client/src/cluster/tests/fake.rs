@@ -214,6 +214,7 @@ impl World {
             let record = MemberRecord {
                 cert: cert.clone(),
                 generation: 1,
+                life: 0,
                 addresses: vec![endpoint.local_address()],
                 capacity: 1 << 40,
                 left: false,

@@ -111,6 +111,26 @@ fn with_fewer_nodes_than_shards_each_live_node_holds_one() {
 }
 
 #[test]
+fn two_indices_on_one_node_are_spread_over_two() {
+    let mut world = World::new(12, 5, 3);
+    world.live.remove(&node(2));
+    world.live.insert(node(1), BTreeSet::from([0, 1]));
+    let plan = world.plan();
+    assert_eq!((plan.condition, plan.reachable), (Condition::Degraded, 8));
+    assert!(
+        matches!(&plan.steps[..], [Step::Rebuild { index: 1, targets }] if targets[0] == node(2)),
+        "{:?}",
+        plan.steps
+    );
+    // A further copy does not hide it: eight indices on seven nodes.
+    world.live.insert(node(3), BTreeSet::from([2, 0]));
+    assert_eq!(world.plan().condition, Condition::Degraded);
+    // On an eighth node it does: 0 counts there, 1 on node 1.
+    world.live.insert(node(9), BTreeSet::from([0]));
+    assert_eq!(world.plan().condition, Condition::Whole);
+}
+
+#[test]
 fn surplus_goes_home_and_is_handed_over() {
     // Node 3 was away; 9 holds its shard meanwhile; 3 came back empty.
     let mut world = World::new(12, 5, 3);
@@ -133,8 +153,8 @@ fn a_node_off_the_ring_hands_all_over() {
 }
 
 proptest! {
-    /// Any k indices on any nodes, any nodes up: following the plans makes the stripe as whole as the nodes allow, in
-    /// one round, and a second round has nothing to do.
+    /// Any indices on any nodes, any nodes up: following the plans makes the stripe whole in a few rounds, and then there is
+    /// nothing more to do.
     #[test]
     fn carrying_out_a_plan_makes_the_stripe_whole(
         places in proptest::collection::vec((0u8..14, 0usize..8), 5..20),
@@ -154,27 +174,27 @@ proptest! {
             prop_assert!(first.steps.is_empty());
             return Ok(());
         }
-        for step in &first.steps {
-            match step {
-                Step::Revive { node, index } => {
-                    prop_assert!(after.trash.get_mut(node).unwrap().remove(index));
-                    after.live.entry(*node).or_default().insert(*index);
-                }
-                Step::Rebuild { index, targets } => {
-                    prop_assert!(after.up.contains(&targets[0]));
-                    let held = after.live.entry(targets[0]).or_default();
-                    prop_assert!(held.is_empty(), "two shards on one node");
-                    held.insert(*index);
+        // A revival may put two indices on one node, which the next round parts.
+        for _ in 0..3 {
+            for step in plan(&after.facts()).steps {
+                match step {
+                    Step::Revive { node, index } => {
+                        prop_assert!(after.trash.get_mut(&node).unwrap().remove(&index));
+                        after.live.entry(node).or_default().insert(index);
+                    }
+                    Step::Rebuild { index, targets } => {
+                        prop_assert!(after.up.contains(&targets[0]));
+                        prop_assert!(after.live.entry(targets[0]).or_default().insert(index), "it was there");
+                    }
                 }
             }
         }
         let second = plan(&after.facts());
         prop_assert!(second.reachable >= first.reachable);
-        if second.reachable >= 5 {
-            // Whatever is still missing has no free node to go to.
-            let free = after.up.iter().filter(|node| after.live.get(*node).is_none_or(BTreeSet::is_empty)).count();
-            prop_assert!(second.condition == Condition::Whole || free == 0 || second.steps.is_empty());
+        if first.reachable >= 5 {
+            // At least eight of the fourteen nodes are up.
+            prop_assert_eq!(second.condition, Condition::Whole);
+            prop_assert_eq!(second.steps, []);
         }
-        prop_assert_eq!(plan(&after.facts()), second);
     }
 }

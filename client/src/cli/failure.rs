@@ -1,0 +1,70 @@
+//! What an error means for the program's end. Messages are the errors' own.
+
+use std::io::ErrorKind;
+
+use crate::session::SessionError;
+
+/// The arguments cannot be meant so.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// A passphrase is wanted and there is none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoPassphrase(pub(super) String);
+
+/// Something was to be done only on a certain answer, and the answer is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotCertain(pub(super) String);
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// The exit code.
+    pub(super) code: u8,
+    /// The reader of the output has gone, as `head` does: no error to be told.
+    pub(super) silent: bool,
+}
+
+impl Failure {
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        for cause in error.chain() {
+            if let Some(error) = cause.downcast_ref::<SessionError>() {
+                return Self { code: error.exit_code(), silent: false };
+            }
+            if cause.is::<Usage>() {
+                return Self { code: 2, silent: false };
+            }
+            if cause.is::<NoPassphrase>() {
+                return Self { code: 4, silent: false };
+            }
+            if cause.is::<NotCertain>() {
+                return Self { code: 5, silent: false };
+            }
+            if cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+                return Self { code: 0, silent: true };
+            }
+        }
+        Self { code: 1, silent: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_cause_decides_the_code() {
+        let code = |error: anyhow::Error| Failure::of(&error).code;
+        assert_eq!(code(Usage("no".into()).into()), 2);
+        assert_eq!(code(anyhow::anyhow!("no")), 1);
+        let missing: Result<(), _> = Err(SessionError::NotFound("x".into()));
+        assert_eq!(code(missing.context("while reading").unwrap_err()), 3);
+        let closed = anyhow::Error::from(std::io::Error::from(ErrorKind::BrokenPipe));
+        assert!(Failure::of(&closed).silent);
+    }
+}

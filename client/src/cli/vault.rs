@@ -1,0 +1,461 @@
+//! `potluck vault`: make a vault, open it, get it back from its recovery sheet, look at it.
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use owo_colors::Style;
+use potluck_proto::invite::InviteToken;
+use potluck_proto::scheme::{ASSUMED_UPTIME, file_readability, readability, stripes_of_file};
+use potluck_proto::stripe::Scheme;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::context::{Context, doubts};
+use super::failure::Usage;
+use super::options::Options;
+use super::table::{Cell, Table};
+use super::{human, passphrase};
+use crate::session::home::DEFAULT_VAULT;
+use crate::session::{HomeError, Session, SessionError, State, VaultFolder};
+use crate::vault::keyfile::{Cost, Protection};
+use crate::vault::sheet::RecoverySheet;
+
+/// The file of which the readability is told.
+const SAMPLE_FILE: u64 = 1 << 30;
+
+/// Longest recovery sheet that is read, in bytes.
+const SHEET_LIMIT: u64 = 64 << 10;
+
+/// What one does with a vault.
+#[derive(Debug, Subcommand)]
+pub(super) enum VaultCommand {
+    /// Make a vault from an invite token, and show its recovery sheet
+    Create(Create),
+    /// Check the passphrase and that the vault can be reached
+    Open(Plain),
+    /// Get a vault back on this machine, from its recovery sheet alone
+    Recover(Recover),
+    /// Show how the vault is: files, age, scheme, how likely it can be read
+    Status(Plain),
+    /// Show the recovery sheet again, with nodes that are up now
+    Sheet(Sheet),
+    /// Show or choose how new data is coded
+    Scheme(SchemeOptions),
+}
+
+/// Options of commands that need nothing else.
+#[derive(Debug, Args)]
+pub(super) struct Plain {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// How this device's key is kept.
+#[derive(Debug, Args)]
+struct Keeping {
+    /// Name of the vault on this machine
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Keep this device's key without a passphrase: whoever can read the file has the vault
+    #[arg(long, conflicts_with_all = ["passphrase_file", "passphrase_command"])]
+    no_passphrase: bool,
+}
+
+/// Options of `create`.
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Invite token for a vault (potvault1...); - reads it from standard input
+    #[arg(long, value_name = "TOKEN")]
+    token: String,
+    /// k data and m parity shards. Default: by the cluster's size
+    #[arg(long, value_name = "K+M")]
+    scheme: Option<Scheme>,
+    /// Write the recovery sheet to a new file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    sheet: Option<PathBuf>,
+    #[command(flatten)]
+    keeping: Keeping,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Options of `recover`.
+#[derive(Debug, Args)]
+pub(super) struct Recover {
+    /// File with the recovery sheet; - or none: type or paste it
+    #[arg(long, value_name = "FILE")]
+    sheet: Option<PathBuf>,
+    #[command(flatten)]
+    keeping: Keeping,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Options of `sheet`.
+#[derive(Debug, Args)]
+pub(super) struct Sheet {
+    /// Write it to a new file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Options of `scheme`.
+#[derive(Debug, Args)]
+pub(super) struct SchemeOptions {
+    /// k+m for new data, or "auto" for what the cluster's size suggests; none: show
+    #[arg(value_name = "K+M")]
+    scheme: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl VaultCommand {
+    pub(super) fn options(&self) -> &Options {
+        match self {
+            Self::Create(create) => &create.options,
+            Self::Recover(recover) => &recover.options,
+            Self::Open(plain) | Self::Status(plain) => &plain.options,
+            Self::Sheet(sheet) => &sheet.options,
+            Self::Scheme(scheme) => &scheme.options,
+        }
+    }
+}
+
+pub(super) async fn run(context: &Context<'_>, command: VaultCommand) -> anyhow::Result<u8> {
+    match command {
+        VaultCommand::Create(create) => self::create(context, create).await,
+        VaultCommand::Open(_) => open(context).await,
+        VaultCommand::Recover(recover) => self::recover(context, recover).await,
+        VaultCommand::Status(_) => status(context).await,
+        VaultCommand::Sheet(sheet) => self::sheet(context, sheet).await,
+        VaultCommand::Scheme(scheme) => self::scheme(context, scheme).await,
+    }
+}
+
+/// The folder of a vault to be set up.
+fn new_folder(context: &Context<'_>, keeping: &Keeping) -> anyhow::Result<VaultFolder> {
+    let name = keeping.name.clone().or_else(|| context.vault_name()).unwrap_or_else(|| DEFAULT_VAULT.into());
+    let folder = context.home.vault(&name).map_err(SessionError::from)?;
+    if folder.is_set_up() {
+        return Err(SessionError::from(HomeError::Taken(name)).into());
+    }
+    Ok(folder)
+}
+
+/// The passphrase for a new key file, or that there is to be none.
+fn choose(context: &Context<'_>, keeping: &Keeping) -> anyhow::Result<Option<Zeroizing<String>>> {
+    if keeping.no_passphrase { Ok(None) } else { passphrase::choose(&context.options).map(Some) }
+}
+
+fn protection(passphrase: &Option<Zeroizing<String>>) -> Protection<'_> {
+    match passphrase {
+        Some(text) => Protection::Passphrase(text, Cost::DEFAULT),
+        None => Protection::Bare,
+    }
+}
+
+async fn create(context: &Context<'_>, create: Create) -> anyhow::Result<u8> {
+    let folder = new_folder(context, &create.keeping)?;
+    let token = match &create.token[..] {
+        "-" => read_bounded(std::io::stdin().lock())?,
+        text => Zeroizing::new(text.to_string()),
+    };
+    let token: InviteToken = token.trim().parse().map_err(|error| Usage(format!("{error}")))?;
+    if let Some(path) = &create.sheet {
+        refuse_existing(path)?;
+    }
+    let passphrase = choose(context, &create.keeping)?;
+    let name = folder.name().to_string();
+    let made = Session::create(&context.environment, folder, &token, protection(&passphrase), create.scheme).await?;
+    let (session, sheet) = made;
+    let scheme = session.scheme();
+    let screen = context.screen;
+    let written = create.sheet.as_deref().map(|path| write_sheet(path, &sheet)).transpose()?.is_some();
+    if screen.json {
+        let mut value = json!({
+            "name": name,
+            "vault": session.vault_id().to_string(),
+            "cluster": session.cluster_id().to_string(),
+            "folder": session.folder().path().to_string_lossy(),
+        });
+        value["scheme"] = scheme_object(scheme);
+        if !written {
+            value["recovery_sheet"] = sheet.to_string().into();
+        }
+        screen.object(&value)?;
+    } else {
+        if !written {
+            screen.line(sheet.to_string().trim_end())?;
+            screen.remark("")?;
+        }
+        screen.remark(format!(
+            "Vault {} is made, in cluster {}.",
+            screen.paint(&name, Style::new().bold()),
+            session.cluster_id().short()
+        ))?;
+        screen.remark(scheme_text(scheme))?;
+        if let (true, Some(path)) = (written, &create.sheet) {
+            screen.remark(format!("The recovery sheet is in {}: print it, and delete the file.", path.display()))?;
+        }
+        screen.remark("Next: potluck put -r FOLDER NAME")?;
+    }
+    session.close().await;
+    Ok(0)
+}
+
+async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> {
+    let folder = new_folder(context, &recover.keeping)?;
+    let text = match recover.sheet.as_deref() {
+        Some(path) if path != Path::new("-") => {
+            let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            read_bounded(file)?
+        }
+        _ => {
+            if std::io::stdin().is_terminal() {
+                eprintln!("Type or paste the recovery sheet, then press Ctrl-D on a line of its own:");
+            }
+            read_bounded(std::io::stdin().lock())?
+        }
+    };
+    let sheet: RecoverySheet =
+        text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
+    let passphrase = choose(context, &recover.keeping)?;
+    let name = folder.name().to_string();
+    let (session, recovered) = Session::recover(&context.environment, folder, &sheet, protection(&passphrase)).await?;
+    let (state, screen) = (&recovered.state, context.screen);
+    if screen.json {
+        let mut value = state_object(state);
+        value["name"] = name.into();
+        value["vault"] = session.vault_id().to_string().into();
+        value["cluster"] = session.cluster_id().to_string().into();
+        screen.object(&value)?;
+    } else {
+        screen.remark(format!(
+            "Vault {} is back: {}, {}, as of {}.",
+            screen.paint(&name, Style::new().bold()),
+            human::count(state.files, "entry").replace("entrys", "entries"),
+            human::size(state.bytes),
+            committed_text(state)
+        ))?;
+        screen.remark("Next: potluck ls, or potluck get -r / FOLDER")?;
+    }
+    for doubt in doubts(state) {
+        screen.warn(doubt);
+    }
+    session.close().await;
+    Ok(0)
+}
+
+async fn open(context: &Context<'_>) -> anyhow::Result<u8> {
+    let session = context.open().await?;
+    let state = context.state(&session, false).await?;
+    let (screen, name) = (context.screen, session.folder().name().to_string());
+    if screen.json {
+        screen.object(&json!({ "name": name, "vault": session.vault_id().to_string(), "files": state.files }))?;
+    } else {
+        screen.remark(format!(
+            "Vault {} opens, and its newest state (of {}) can be read.",
+            screen.paint(&name, Style::new().bold()),
+            committed_text(&state)
+        ))?;
+    }
+    session.close().await;
+    Ok(0)
+}
+
+async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
+    let session = context.open().await?;
+    let state = session.state().await?;
+    let (screen, scheme) = (context.screen, session.scheme());
+    let view = session.cluster().members().view();
+    let (up, admitted) = (view.up.len(), view.ring.len());
+    if screen.json {
+        let mut value = state_object(&state);
+        value["name"] = session.folder().name().into();
+        value["vault"] = session.vault_id().to_string().into();
+        value["cluster"] = session.cluster_id().to_string().into();
+        value["folder"] = session.folder().path().to_string_lossy().into();
+        value["scheme"] = scheme_object(scheme);
+        value["nodes"] = json!({ "up": up, "admitted": admitted });
+        screen.object(&value)?;
+        session.close().await;
+        return Ok(0);
+    }
+    let mut table = Table::new(0, &[]);
+    table.fact("vault", Cell::styled(session.folder().name(), Style::new().bold()));
+    table.fact("id", session.vault_id().to_string());
+    table.fact("cluster", session.cluster_id().to_string());
+    table.fact("nodes", format!("{up} up of {admitted}"));
+    table.fact("folder", session.folder().path().display().to_string());
+    table.fact("holds", format!("{} entries, {}", state.files, human::size(state.bytes)));
+    table.fact("state of", committed_text(&state));
+    let doubts = doubts(&state);
+    if doubts.is_empty() {
+        table.fact("newest", Cell::styled("yes: enough nodes agree", Style::new().green()));
+    }
+    for doubt in doubts {
+        table.fact("newest", Cell::styled(doubt, Style::new().yellow()));
+    }
+    let chosen = if session.chosen_scheme().is_some() { "chosen" } else { "by the cluster's size" };
+    table.fact("scheme", format!("{scheme}, {chosen}"));
+    for (name, text) in readability_facts(scheme) {
+        table.fact(name, text);
+    }
+    screen.line(table.render(screen))?;
+    session.close().await;
+    Ok(0)
+}
+
+async fn sheet(context: &Context<'_>, sheet: Sheet) -> anyhow::Result<u8> {
+    if let Some(path) = &sheet.output {
+        refuse_existing(path)?;
+    }
+    let session = context.open().await?;
+    let text = session.recovery_sheet();
+    match &sheet.output {
+        Some(path) => {
+            write_sheet(path, &text)?;
+            context
+                .screen
+                .remark(format!("The recovery sheet is in {}: print it, and delete the file.", path.display()))?;
+        }
+        None if context.screen.json => context.screen.object(&json!({ "recovery_sheet": text.to_string() }))?,
+        None => context.screen.line(text.to_string().trim_end())?,
+    }
+    session.close().await;
+    Ok(0)
+}
+
+async fn scheme(context: &Context<'_>, chosen: SchemeOptions) -> anyhow::Result<u8> {
+    let wanted = match chosen.scheme.as_deref() {
+        None => None,
+        Some("auto") => Some(None),
+        Some(text) => Some(Some(text.parse::<Scheme>().map_err(|error| Usage(error.to_string()))?)),
+    };
+    let session = context.open().await?;
+    if let Some(wanted) = wanted {
+        session.set_scheme(wanted)?;
+    }
+    let scheme = session.scheme();
+    if context.screen.json {
+        context.screen.object(&scheme_object(scheme))?;
+    } else {
+        context.screen.line(scheme_text(scheme))?;
+    }
+    session.close().await;
+    Ok(0)
+}
+
+/// When the state was committed and by whom.
+fn committed_text(state: &State) -> String {
+    match (state.committed_ms, &state.host[..]) {
+        (0, _) => "its making, without any files yet".into(),
+        (ms, "") => human::date(ms),
+        (ms, host) => format!("{} by {}", human::date(ms), human::name(host.as_bytes())),
+    }
+}
+
+fn state_object(state: &State) -> serde_json::Value {
+    json!({
+        "files": state.files,
+        "bytes": state.bytes,
+        "committed_ms": state.committed_ms,
+        "host": state.host,
+        "certain": doubts(state).is_empty(),
+        "doubts": doubts(state),
+    })
+}
+
+fn scheme_object(scheme: Scheme) -> serde_json::Value {
+    json!({
+        "scheme": scheme.to_string(),
+        "losses_survived": scheme.m(),
+        "overhead": scheme.n() as f64 / scheme.k() as f64,
+        "assumed_uptime": ASSUMED_UPTIME,
+        "stripe_readability": readability(scheme, ASSUMED_UPTIME),
+        "file_1gib_readability": file_readability(scheme, ASSUMED_UPTIME, stripes_of_file(SAMPLE_FILE)),
+    })
+}
+
+/// What a scheme gives: losses borne, space, how likely data can be read.
+fn readability_facts(scheme: Scheme) -> [(&'static str, String); 3] {
+    let stripe = human::percent(readability(scheme, ASSUMED_UPTIME));
+    let file = human::percent(file_readability(scheme, ASSUMED_UPTIME, stripes_of_file(SAMPLE_FILE)));
+    [
+        ("bears", format!("the loss of any {}", human::count(scheme.m() as u64, "node"))),
+        ("stores", format!("{:.2} bytes for each byte", scheme.n() as f64 / scheme.k() as f64)),
+        (
+            "readable",
+            format!(
+                "a stripe {stripe}, a file of {} {file} of the time, each node being up {:.0} % of it",
+                human::size(SAMPLE_FILE),
+                ASSUMED_UPTIME * 100.0
+            ),
+        ),
+    ]
+}
+
+fn scheme_text(scheme: Scheme) -> String {
+    let [(_, bears), (_, stores), (_, readable)] = readability_facts(scheme);
+    format!("New data is coded {scheme}: it bears {bears} and stores {stores}.\nReadable: {readable}.")
+}
+
+fn read_bounded(source: impl Read) -> anyhow::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    source.take(SHEET_LIMIT).read_to_string(&mut text).context("standard input or the file cannot be read as text")?;
+    Ok(text)
+}
+
+fn refuse_existing(path: &Path) -> anyhow::Result<()> {
+    if path.exists() {
+        return Err(Usage(format!("{} exists already: name a new file for the recovery sheet", path.display())).into());
+    }
+    Ok(())
+}
+
+/// A new file that its owner alone reads.
+fn write_sheet(path: &Path, sheet: &RecoverySheet) -> anyhow::Result<()> {
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(sheet.to_string().as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| {
+        format!("the recovery sheet cannot be written to {}: show it with 'potluck vault sheet'", path.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheme_is_told_with_its_promises() {
+        let text = scheme_text("5+3".parse().unwrap());
+        assert!(text.contains("bears the loss of any 3 nodes and stores 1.60 bytes"), "{text}");
+        assert!(text.contains("a stripe 94.3 %") && text.contains("a file of 1 GiB 2.4 %"), "{text}");
+        let object = scheme_object("4+4".parse().unwrap());
+        assert_eq!((object["losses_survived"].as_u64(), object["overhead"].as_f64()), (Some(4), Some(2.0)));
+    }
+
+    #[test]
+    fn a_sheet_is_never_written_over_and_only_its_owner_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sheet");
+        let sheet = RecoverySheet {
+            secret: crate::vault::keys::VaultSecret::from_bytes([2; 32]),
+            cluster: potluck_proto::id::ClusterId([1; 32]),
+            nodes: Vec::new(),
+        };
+        write_sheet(&path, &sheet).unwrap();
+        assert!(write_sheet(&path, &sheet).is_err() && refuse_existing(&path).is_err());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().parse(), Ok(sheet));
+    }
+}

@@ -1,0 +1,222 @@
+//! Committing: what was uploaded becomes the vault's newest state, for everyone at once.
+//!
+//! The data is on disks first, then the tree and the commit, then this device's counter is synced, then the head is
+//! written to a quorum. Whatever others have committed meanwhile is merged in; nothing that was acknowledged is lost.
+
+use std::time::Duration;
+
+use potluck_proto::head::{Head, SignedHead, VersionVector};
+use potluck_proto::id::VaultId;
+use rand::{Rng, RngExt};
+
+use super::home::Counter;
+use super::merging;
+use super::state::{Freshness, Heads};
+use super::writer::{Committed, Writer};
+use super::{Progress, SessionError};
+use crate::cluster::WriteHeadError;
+use crate::vault::NodeStore;
+use crate::vault::commit::{Commit, PARENTS_LIMIT, RootPointer};
+use crate::vault::pointer::PendingPointer;
+use crate::vault::tree::{Root, Subtree};
+
+/// How often a commit is tried while others are faster.
+const ATTEMPTS: u32 = 8;
+
+/// Longest wait before the second try; it grows with each.
+const PAUSE: Duration = Duration::from_millis(250);
+
+impl Writer {
+    /// Commits: all changes are visible to everyone when this returns.
+    ///
+    /// After an error nothing is visible, save for [`SessionError::Head`]: then the new state may yet come up, whole.
+    pub async fn commit(mut self) -> Result<Committed, SessionError> {
+        self.checkpoint(&Progress::default()).await
+    }
+
+    /// Commits what was changed so far and goes on: for long uploads, every ten minutes. After an error it may be tried
+    /// again, unless storing data failed.
+    pub async fn checkpoint(&mut self, progress: &Progress) -> Result<Committed, SessionError> {
+        self.fold().await?;
+        // Data first, without holding the others up.
+        self.upload.flush(progress).await?;
+        let mut newest = self.session.read_heads().await?;
+        for attempt in 1..=ATTEMPTS {
+            self.take_in(&newest).await?;
+            if !self.dirty {
+                return Ok(self.result(0, true));
+            }
+            match self.attempt(progress).await? {
+                Ok(concurrent) => return Ok(self.result(concurrent, false)),
+                Err(theirs) => {
+                    let most = PAUSE * attempt;
+                    let pause = self.session.inner.with_rng(|rng| rng.random_range(Duration::ZERO..most));
+                    tokio::time::sleep(pause).await;
+                    newest = self.session.read_heads().await?;
+                    for head in theirs {
+                        if !newest.heads.iter().any(|have| have.id() == head.id()) && self.ours(&head) {
+                            newest.heads.push(head);
+                        }
+                    }
+                }
+            }
+        }
+        Err(SessionError::Contended { attempts: ATTEMPTS })
+    }
+
+    fn ours(&self, head: &SignedHead) -> bool {
+        let vault: VaultId = self.session.vault_id();
+        head.vault() == vault && head.cluster == self.session.cluster_id()
+    }
+
+    /// Merges what others have committed meanwhile.
+    async fn take_in(&mut self, newest: &Heads) -> Result<(), SessionError> {
+        let news: Vec<SignedHead> = newest.heads.iter().filter(|head| !self.joined.includes(head)).cloned().collect();
+        if news.is_empty() {
+            return Ok(());
+        }
+        let keys = self.session.inner.keys.clone();
+        for tip in merging::load(&self.upload, &keys, &news).await? {
+            let theirs = tip.commit.files.as_ref().map(|root| root.id);
+            self.joined.include(&mut self.upload, &keys, tip).await?;
+            // Where nothing of ours is left beside what they wrote, there is nothing to commit.
+            self.dirty = self.joined.parents.len() > 1 || self.joined.files.as_ref().map(|root| root.id) != theirs;
+        }
+        Ok(())
+    }
+
+    /// Writes tree, commit and head once. `Err` with the heads that are newer than ours.
+    async fn attempt(&mut self, progress: &Progress) -> Result<Result<usize, Vec<SignedHead>>, SessionError> {
+        let inner = self.session.inner.clone();
+        let mut counter = self.next_counter()?;
+        let mut vector = self.joined.vector.clone();
+        vector.set(counter.number, counter.counter);
+        let now = (inner.clock)();
+        let parents = self.joined.parents.iter().take(PARENTS_LIMIT).map(|(parent, _)| parent.clone()).collect();
+        let commit = Commit {
+            files: self.joined.files.clone(),
+            snapshots: self.joined.snapshots.clone(),
+            parents,
+            vector: vector.clone(),
+            time_ms: now,
+            host: inner.host.clone(),
+        };
+        let (id, pending) = self.upload.store(&commit).await?;
+        self.upload.flush(progress).await?;
+        let root = RootPointer { id, pointer: self.upload.resolve(&pending).map_err(crate::vault::VaultError::from)? };
+        self.settle_roots()?;
+        let sealed = root.seal(&inner.keys).map_err(crate::vault::VaultError::from)?;
+        let (sweep, sweep_hash) = self.joined.sweep;
+        let head = Head {
+            cluster: self.session.cluster_id(),
+            device: inner.cert.clone(),
+            vector: vector.clone(),
+            sweep,
+            sweep_hash,
+            created_ms: now,
+            root: sealed,
+        };
+        let head = head.sign(&inner.secrets.device);
+        // From here on the counter is used, whatever happens.
+        inner.folder.set_counter(&Counter { clean: false, ..counter })?;
+        let written = inner.cluster.write_head(&head).await;
+        counter.clean = true;
+        inner.folder.set_counter(&counter)?;
+        let concurrent = match written {
+            Ok(written) => written.concurrent.iter().filter(|other| other.id() != head.id()).count(),
+            // Someone has merged what we wrote before we heard that it was written.
+            Err(WriteHeadError::Dominated(theirs)) if includes(&theirs, counter) => 0,
+            Err(WriteHeadError::Dominated(theirs)) => return Ok(Err(theirs)),
+            Err(error) => return Err(SessionError::Head(error)),
+        };
+        self.committed(&head, root, vector, commit)?;
+        Ok(Ok(concurrent))
+    }
+
+    /// The counter of the next head, under a number that nobody else uses.
+    fn next_counter(&self) -> Result<Counter, SessionError> {
+        let inner = &self.session.inner;
+        let kept = inner.folder.counter()?.filter(|kept| kept.clean);
+        // A counter beyond ours is that of a machine that this one is an older image of.
+        let kept = kept.filter(|kept| self.joined.vector.get(kept.number) <= kept.counter);
+        let kept = kept.filter(|kept| kept.counter < u64::MAX);
+        Ok(match kept {
+            Some(kept) => Counter { counter: kept.counter + 1, ..kept },
+            None => {
+                let unused = |number: &u64| self.joined.vector.get(*number) == 0;
+                // 64 random bits that anyone has drawn before: not in the life of the universe, but free to rule out.
+                let number = std::iter::repeat_with(|| inner.with_rng(Rng::next_u64)).find(unused).unwrap_or_default();
+                Counter { number, counter: 1, clean: true }
+            }
+        })
+    }
+
+    /// Our trees lie in stripes that are on disks now: their roots name them from here on.
+    fn settle_roots(&mut self) -> Result<(), SessionError> {
+        let settled = |root: &Root| -> Result<Root, crate::vault::pointer::Unsealed> {
+            let Some(root) = root else { return Ok(None) };
+            let pointer = PendingPointer::from(self.upload.resolve(&root.pointer)?);
+            Ok(Some(Subtree { pointer, ..root.clone() }))
+        };
+        let unsealed = crate::vault::VaultError::from;
+        let (files, snapshots) =
+            (settled(&self.joined.files).map_err(unsealed)?, settled(&self.joined.snapshots).map_err(unsealed)?);
+        (self.joined.files, self.joined.snapshots) = (files, snapshots);
+        Ok(())
+    }
+
+    /// What was committed is what further changes are made to.
+    fn committed(
+        &mut self,
+        head: &SignedHead,
+        root: RootPointer,
+        vector: VersionVector,
+        commit: Commit,
+    ) -> Result<(), SessionError> {
+        self.session.remember_vector(&vector, commit.time_ms)?;
+        let parent = crate::vault::commit::Parent { head: head.id(), commit: root };
+        self.joined.parents = vec![(parent, vector.clone())];
+        self.joined.vector = vector;
+        (self.joined.time_ms, self.joined.host) = (commit.time_ms, commit.host.clone());
+        self.dirty = false;
+        self.base.root = self.joined.files.clone();
+        self.base.snapshots = self.joined.snapshots.clone();
+        self.base.freshness = Freshness::Current;
+        (self.base.committed_ms, self.base.host) = (commit.time_ms, commit.host);
+        self.base.files = self.base.root.as_ref().map_or(0, |root| root.count);
+        self.base.bytes = self.base.root.as_ref().map_or(0, |root| root.size);
+        self.base.heads = 1;
+        self.base.rollback = None;
+        self.base.overlay = std::sync::Arc::default();
+        Ok(())
+    }
+
+    fn result(&mut self, concurrent: usize, unchanged: bool) -> Committed {
+        let totals = self.upload.take_totals();
+        let scheme = self.upload.scheme();
+        let losses_survived = totals.survived.unwrap_or(scheme.m());
+        let degraded = totals.degraded.then(|| {
+            format!(
+                "too few nodes were up for all shards: {losses_survived} losses are survived now, {} once repair has \
+                 made it whole",
+                scheme.m()
+            )
+        });
+        Committed {
+            stripes: totals.stripes,
+            bytes_stored: totals.bytes,
+            losses_survived,
+            degraded,
+            files: self.joined.files.as_ref().map_or(0, |root| root.count),
+            bytes: self.joined.files.as_ref().map_or(0, |root| root.size),
+            concurrent,
+            conflicts: std::mem::take(&mut self.joined.conflicts),
+            unchanged,
+        }
+    }
+}
+
+/// Whether one of these heads includes what was sent under this counter.
+fn includes(heads: &[SignedHead], counter: Counter) -> bool {
+    heads.iter().any(|head| head.vector.get(counter.number) >= counter.counter)
+}

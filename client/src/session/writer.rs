@@ -1,0 +1,302 @@
+//! Changing a vault: files are uploaded as they come, and become visible all at once when the writer commits.
+//!
+//! Until then nobody sees anything: a writer that is dropped leaves stripes that nothing points to, and the vault as it
+//! was.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use potluck_proto::scheme;
+use tokio::io::AsyncRead;
+use tokio::time::Instant;
+
+use super::home::WriterLock;
+use super::merging::{self, Joined};
+use super::state::Heads;
+use super::upload::Upload;
+use super::{HomeError, Progress, Session, SessionError, State};
+use crate::cluster::Stale;
+use crate::vault::entry::Entry;
+use crate::vault::merge::Conflict;
+use crate::vault::path;
+use crate::vault::tree::{self, Change};
+
+/// Changes that are held back until they are folded into the tree.
+const HELD_BACK: usize = 10_000;
+
+/// How long a writer waits for another one on this machine to end.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a writer waits for a quorum to tell the newest state.
+const QUORUM_WAIT: Duration = Duration::from_secs(30);
+
+/// Time between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a file has beside its bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Unix permission bits; 0 where unknown.
+    pub mode: u32,
+    /// Last modification, nanoseconds since 1970; 0 where unknown.
+    pub mtime_ns: i64,
+}
+
+/// A file that was uploaded, to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Bytes in the file.
+    pub size: u64,
+    /// Chunks that it was cut into; 0 for one that lives in its entry.
+    pub chunks: u64,
+    /// Bytes of them that this upload had not seen before.
+    pub new_bytes: u64,
+}
+
+/// A commit that was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Stripes written, tree nodes included.
+    pub stripes: u64,
+    /// Bytes of shards that they have on all nodes together.
+    pub bytes_stored: u64,
+    /// How many nodes may be lost without losing any of what was written: the least over all stripes.
+    pub losses_survived: usize,
+    /// Why that is less than the scheme promises, until repair has made it whole.
+    pub degraded: Option<String>,
+    /// Files, directories and links in the vault now.
+    pub files: u64,
+    /// Bytes of all files in the vault now.
+    pub bytes: u64,
+    /// Other devices have written at the same time: the next read or commit merges.
+    pub concurrent: usize,
+    /// Paths that another device had changed too, and where its version was saved.
+    pub conflicts: Vec<Conflict>,
+    /// Nothing had changed, so nothing was written.
+    pub unchanged: bool,
+}
+
+/// The one writer of a vault on this machine.
+pub struct Writer {
+    pub(super) session: Session,
+    pub(super) _lock: WriterLock,
+    /// The state that changes are made to.
+    pub(super) base: State,
+    /// That state with the changes that were folded in, and where it comes from.
+    pub(super) joined: Joined,
+    /// Something was folded in that is not committed.
+    pub(super) dirty: bool,
+    /// Changes not in the tree yet.
+    pub(super) changes: BTreeMap<Bytes, Option<Entry>>,
+    pub(super) upload: Upload,
+}
+
+impl Session {
+    /// Takes the writer's lock and begins at the newest state, which a quorum has to tell. Waits some seconds for both.
+    pub async fn writer(&self) -> Result<Writer, SessionError> {
+        let lock = self.lock().await?;
+        let heads = self.quorum().await?;
+        if heads.stale.is_none()
+            && let Some(rollback) = &heads.rollback
+        {
+            return Err(SessionError::RolledBack { seen_ms: rollback.seen_ms });
+        }
+        let base = self.state_of(&heads).await?;
+        self.remember(&heads)?;
+        let scheme = self.scheme();
+        scheme::fits(scheme, self.inner.cluster.members().ring().len())?;
+        let sweep = heads.heads.iter().map(|head| head.sweep).max().unwrap_or(0);
+        let mut upload = Upload::new(self.inner.clone(), scheme, sweep)?;
+        let tips = merging::load(&upload, &self.inner.keys, &heads.heads).await?;
+        let dirty = tips.len() != 1;
+        let joined = Joined::of(&mut upload, &self.inner.keys, tips).await?;
+        Ok(Writer { session: self.clone(), _lock: lock, base, joined, dirty, changes: BTreeMap::new(), upload })
+    }
+
+    async fn lock(&self) -> Result<WriterLock, SessionError> {
+        let over = Instant::now() + LOCK_WAIT;
+        loop {
+            match self.inner.folder.lock() {
+                Err(HomeError::Busy(_)) if Instant::now() < over => tokio::time::sleep(PAUSE).await,
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Heads that a quorum told. One that has not settled will do: what it may not know is merged later.
+    async fn quorum(&self) -> Result<Heads, SessionError> {
+        let over = Instant::now() + QUORUM_WAIT;
+        loop {
+            let heads = self.read_heads().await?;
+            match &heads.stale {
+                None => return Ok(heads),
+                Some(Stale::TooFew { .. }) if Instant::now() >= over => {
+                    return Err(heads.stale.map_or(SessionError::Contended { attempts: 0 }, SessionError::NoQuorum));
+                }
+                Some(Stale::Unsettled { .. } | Stale::NotWrittenBack) => return Ok(heads),
+                Some(Stale::TooFew { .. }) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+/// What a path names.
+struct Named {
+    key: Bytes,
+    entries: BTreeMap<Bytes, Entry>,
+}
+
+impl Writer {
+    /// The state that this writer began with, or that it committed last.
+    #[must_use]
+    pub fn base(&self) -> &State {
+        &self.base
+    }
+
+    /// The entry at exactly this key, with the changes made so far: to see whether a file is as it was.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Entry>, SessionError> {
+        match self.changes.get(key) {
+            Some(change) => Ok(change.clone()),
+            None => Ok(tree::get(&self.upload, &self.session.inner.keys, &self.joined.files, key).await?),
+        }
+    }
+
+    /// Uploads a file and puts it at `key` ([`crate::vault::path::file`]). Chunks that this upload or the file's older
+    /// version has are not sent again.
+    pub async fn put_file(
+        &mut self,
+        key: Bytes,
+        meta: Meta,
+        source: impl AsyncRead + Unpin + Send,
+        progress: &Progress,
+    ) -> Result<Stored, SessionError> {
+        path::check_key(&key)?;
+        if key.ends_with(b"/") {
+            return Err(SessionError::WrongKind { path: lossy(&key), is: "a directory's name, not a file's" });
+        }
+        let old = self.get(&key).await?;
+        let (mut entry, stored) = self.upload.file(source, old.as_ref(), progress).await?;
+        (entry.mode, entry.mtime_ns) = (meta.mode, meta.mtime_ns);
+        self.change(key, Some(entry)).await?;
+        Progress::add(&progress.files, 1);
+        Ok(stored)
+    }
+
+    /// Puts an entry at `key`: a directory's ends in `/`.
+    pub async fn put_entry(&mut self, key: Bytes, entry: Entry) -> Result<(), SessionError> {
+        path::check_key(&key)?;
+        self.change(key, Some(entry)).await
+    }
+
+    async fn change(&mut self, key: Bytes, entry: Option<Entry>) -> Result<(), SessionError> {
+        self.changes.insert(key, entry);
+        if self.changes.len() >= HELD_BACK { self.fold().await } else { Ok(()) }
+    }
+
+    /// Applies the changes held back to the tree, which nobody else sees yet.
+    pub(super) async fn fold(&mut self) -> Result<(), SessionError> {
+        if self.changes.is_empty() {
+            return Ok(());
+        }
+        let changes = self.changes.iter().map(|(key, entry)| (key.clone(), entry.clone()));
+        let changes: Vec<Change> = changes.collect();
+        let keys = self.session.inner.keys.clone();
+        let root = tree::apply(&mut self.upload, &keys, &self.joined.files, changes).await?;
+        let same = root.as_ref().map(|root| root.id) == self.joined.files.as_ref().map(|root| root.id);
+        self.dirty |= !same;
+        if !same {
+            self.joined.files = root;
+        }
+        self.changes.clear();
+        Ok(())
+    }
+
+    /// What is at a path, with the changes made so far: the file, else the directory and all in it.
+    async fn named(&self, path: &[u8]) -> Result<Named, SessionError> {
+        let dir = path::dir(path)?;
+        if !path.ends_with(b"/") && !dir.is_empty() {
+            let key = path::file(path)?;
+            if let Some(entry) = self.get(&key).await? {
+                return Ok(Named { entries: BTreeMap::from([(key.clone(), entry)]), key });
+            }
+        }
+        let entries = self.below(&dir).await?;
+        if entries.is_empty() && !dir.is_empty() {
+            return Err(SessionError::NotFound(lossy(path)));
+        }
+        Ok(Named { key: dir, entries })
+    }
+
+    async fn below(&self, dir: &Bytes) -> Result<BTreeMap<Bytes, Entry>, SessionError> {
+        let mut scan = tree::Scan::new(&self.session.inner.keys, &self.joined.files, dir.clone());
+        let mut entries = BTreeMap::new();
+        while let Some((key, entry)) = scan.next(&self.upload).await? {
+            entries.insert(key, entry);
+        }
+        for (key, change) in self.changes.range(dir.clone()..).take_while(|(key, _)| key.starts_with(dir)) {
+            match change {
+                Some(entry) => entries.insert(key.clone(), entry.clone()),
+                None => entries.remove(key),
+            };
+        }
+        Ok(entries)
+    }
+
+    /// Removes a file, or a directory: one that is not empty only with `recursive`. Says how many entries that were.
+    pub async fn remove(&mut self, path: impl AsRef<[u8]>, recursive: bool) -> Result<u64, SessionError> {
+        let named = self.named(path.as_ref()).await?;
+        if !recursive && named.entries.keys().any(|key| *key != named.key) {
+            let is = "a directory that is not empty";
+            return Err(SessionError::WrongKind { path: lossy(path.as_ref()), is });
+        }
+        let count = named.entries.len() as u64;
+        for key in named.entries.into_keys() {
+            self.change(key, None).await?;
+        }
+        Ok(count)
+    }
+
+    /// Renames a file or a directory with all that is in it; a file at `to` is replaced. Says how many entries moved.
+    pub async fn rename(&mut self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<u64, SessionError> {
+        self.transfer(from.as_ref(), to.as_ref(), true).await
+    }
+
+    /// Copies a file or a directory with all that is in it, without moving a byte. Says how many entries were copied.
+    pub async fn copy(&mut self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<u64, SessionError> {
+        self.transfer(from.as_ref(), to.as_ref(), false).await
+    }
+
+    async fn transfer(&mut self, from: &[u8], to: &[u8], away: bool) -> Result<u64, SessionError> {
+        let wrong = |path: &[u8], is| Err(SessionError::WrongKind { path: lossy(path), is });
+        let named = self.named(from).await?;
+        let is_dir = named.key.is_empty() || named.key.ends_with(b"/");
+        let target = if is_dir { path::dir(to)? } else { path::file(to)? };
+        if target == named.key {
+            return Ok(0);
+        }
+        if is_dir && target.starts_with(&named.key) {
+            return wrong(to, "inside the directory itself");
+        }
+        if !self.below(&path::dir(to)?).await?.is_empty() {
+            return wrong(to, "a directory that is there already");
+        }
+        if is_dir && self.get(&path::file(to)?).await?.is_some() {
+            return wrong(to, "a file that is there already");
+        }
+        let count = named.entries.len() as u64;
+        for (key, entry) in named.entries {
+            let moved = Bytes::from([&target, &key[named.key.len()..]].concat());
+            path::check_key(&moved)?;
+            self.change(moved, Some(entry)).await?;
+            if away {
+                self.change(key, None).await?;
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}

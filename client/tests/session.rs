@@ -1,0 +1,449 @@
+//! Sessions over real nodes: a cluster in this process, its nodes on loopback and in temporary folders, everything else
+//! as it is for users.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use potluck::session::{
+    Environment, Freshness, Home, Meta, Progress, Session, SessionError, State, VaultFolder, Writer,
+};
+use potluck::vault::entry::{Entry, Kind};
+use potluck::vault::keyfile::{Cost, KeyfileError, Protection};
+use potluck::vault::path;
+use potluck::vault::sheet::RecoverySheet;
+use potluck_node::config::human::ByteSize;
+use potluck_node::config::{HttpAddress, Settings};
+use potluck_node::identity;
+use potluck_node::join::{Wish, join};
+use potluck_node::node::{Node, Parts, bind_udp, system_clock};
+use potluck_proto::invite::{InviteKind, InviteToken};
+use potluck_proto::stripe::Scheme;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// Whatever a test waits for comes within this time, or the test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A passphrase that is cheap to guess: tests need not pay for it.
+fn cheap() -> Cost {
+    Cost::new(64, 1, 1).unwrap()
+}
+
+fn rng(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rng(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// A cluster on loopback.
+struct Cluster {
+    folder: TempDir,
+    nodes: Vec<Option<Node>>,
+}
+
+impl Cluster {
+    async fn of(count: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cluster = Self { folder, nodes: Vec::new() };
+        for index in 0..count {
+            let data = cluster.folder.path().join(format!("node-{index}"));
+            let local = SocketAddr::from(([127, 0, 0, 1], 0));
+            if index == 0 {
+                identity::found(&data, None, system_clock()(), &mut rng(1)).unwrap();
+            } else {
+                let token = cluster.invite(InviteKind::Node, index as u64);
+                let mut rng = rng(100 + index as u64);
+                join(&data, &token, Wish::default(), &bind_udp(local), system_clock()(), &mut rng).await.unwrap();
+            }
+            let settings = Settings {
+                listen: Some(local),
+                http: Some(HttpAddress::Off),
+                capacity: Some(ByteSize(8 << 30)),
+                ..Settings::default()
+            };
+            let config = settings.finish(data).unwrap();
+            let parts = Parts::real(&config);
+            cluster.nodes.push(Some(Node::start(config, parts).await.unwrap()));
+        }
+        cluster.meet().await;
+        cluster
+    }
+
+    /// Waits until every node knows and reaches all others.
+    async fn meet(&self) {
+        let all = self.nodes.len() as u64;
+        let over = Instant::now() + PATIENCE;
+        loop {
+            let met = self.nodes.iter().flatten().all(|node| {
+                let status = node.core().status();
+                status.members == all && status.members_up == all
+            });
+            if met {
+                return;
+            }
+            assert!(Instant::now() < over, "the nodes do not find each other");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn invite(&self, kind: InviteKind, seed: u64) -> InviteToken {
+        let core = self.nodes[0].as_ref().unwrap().core();
+        let mut secret = [0; 16];
+        rng(1000 + seed).fill_bytes(&mut secret);
+        let now_s = system_clock()() / 1000;
+        core.invites.add(&secret, kind, "", 0, now_s + 3600, now_s).unwrap();
+        InviteToken {
+            kind,
+            cluster: core.identity.cert.cluster(),
+            inviter: core.identity.node(),
+            secret,
+            expires_s: now_s + 3600,
+            addresses: vec![core.endpoint.local_address()],
+        }
+    }
+
+    /// Another vault's folder, as on another machine.
+    fn machine(&self, name: &str) -> VaultFolder {
+        Home::at(self.folder.path().join(name)).vault("test").unwrap()
+    }
+
+    async fn vault(&self, machine: &str, scheme: Option<&str>) -> (Session, RecoverySheet) {
+        let scheme: Option<Scheme> = scheme.map(|scheme| scheme.parse().unwrap());
+        let (env, token) = (Environment::real().unwrap(), self.invite(InviteKind::Vault, 77));
+        let folder = self.machine(machine);
+        Session::create(&env, folder, &token, Protection::Bare, scheme).await.unwrap()
+    }
+
+    async fn kill(&mut self, index: usize) {
+        self.nodes[index].take().unwrap().kill().await;
+    }
+
+    async fn end(self) {
+        for node in self.nodes.into_iter().flatten() {
+            node.kill().await;
+        }
+    }
+}
+
+async fn put(writer: &mut Writer, path: &str, bytes: &[u8]) {
+    let meta = Meta { mode: 0o644, mtime_ns: 7 };
+    writer.put_file(path::file(path).unwrap(), meta, bytes, &Progress::default()).await.unwrap();
+}
+
+async fn read(session: &Session, state: &State, path: &str) -> Option<Vec<u8>> {
+    let reader = session.reader(state);
+    let (_, entry) = reader.lookup(path).await.unwrap()?;
+    let file = reader.open(entry);
+    let mut stream = file.stream(0..u64::MAX);
+    let mut bytes = Vec::new();
+    while let Some(part) = stream.next().await {
+        bytes.extend_from_slice(&part.unwrap());
+    }
+    assert_eq!(bytes.len() as u64, file.size());
+    Some(bytes)
+}
+
+/// All keys, and the bytes of files.
+async fn everything(session: &Session) -> BTreeMap<String, Vec<u8>> {
+    let state = session.state().await.unwrap();
+    let reader = session.reader(&state);
+    let (mut scan, mut found) = (reader.scan(Bytes::new()), BTreeMap::new());
+    while let Some((key, entry)) = scan.next().await.unwrap() {
+        let file = reader.open(entry.clone());
+        let bytes =
+            if entry.kind == Kind::File { file.read_at(0, usize::MAX >> 1).await.unwrap() } else { Bytes::new() };
+        found.insert(String::from_utf8(key.to_vec()).unwrap(), bytes.to_vec());
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_put_is_read() {
+    let cluster = Cluster::of(4).await;
+    let (session, _) = cluster.vault("laptop", Some("2+2")).await;
+    let state = session.state().await.unwrap();
+    assert_eq!((state.files, state.heads, state.rollback.clone()), (0, 1, None));
+
+    let files =
+        [("empty", 0), ("tiny", 100), ("dir/small", 3000), ("dir/medium", 3 << 20), ("dir/sub/large", 40 << 20)];
+    let mut writer = session.writer().await.unwrap();
+    for (seed, (path, len)) in files.iter().enumerate() {
+        put(&mut writer, path, &noise(seed as u64, *len)).await;
+    }
+    writer.put_entry(path::dir("void").unwrap(), Entry::dir()).await.unwrap();
+    assert_eq!(session.state().await.unwrap().files, 0, "nothing is visible before the commit");
+    let committed = writer.commit().await.unwrap();
+    assert_eq!((committed.files, committed.losses_survived, committed.degraded.clone()), (6, 2, None));
+    assert!(committed.bytes_stored >= 2 * committed.bytes, "{committed:?}");
+
+    let state = session.state().await.unwrap();
+    assert_eq!(state.files, 6);
+    for (seed, (path, len)) in files.iter().enumerate() {
+        assert!(read(&session, &state, path).await.unwrap() == noise(seed as u64, *len), "{path}");
+    }
+    let reader = session.reader(&state);
+    let (_, entry) = reader.lookup("dir/sub/large").await.unwrap().unwrap();
+    assert_eq!((entry.mode, entry.mtime_ns), (0o644, 7));
+    let (file, whole) = (reader.open(entry), noise(4, 40 << 20));
+    for (offset, len) in [(0, 1), (1_234_567, 89), ((40 << 20) - 5, 100), (40 << 20, 1), (3 << 20, 5 << 20)] {
+        let end = (offset + len).min(whole.len());
+        assert!(file.read_at(offset as u64, len).await.unwrap() == whole[offset.min(end)..end], "{offset} {len}");
+    }
+    let mut listing = reader.list("dir").unwrap();
+    let mut names = Vec::new();
+    while let Some(listed) = listing.next().await.unwrap() {
+        names.push(String::from_utf8(listed.key.to_vec()).unwrap());
+    }
+    assert_eq!(names, ["dir/medium", "dir/small", "dir/sub/"]);
+    assert!(reader.lookup("nothing").await.unwrap().is_none());
+    session.close().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overwriting_renaming_copying_removing() {
+    let cluster = Cluster::of(3).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    assert_eq!(session.scheme().to_string(), "1+2");
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "a/one", &noise(1, 500_000)).await;
+    put(&mut writer, "a/two", b"two").await;
+    put(&mut writer, "b", &noise(3, 1000)).await;
+    writer.checkpoint(&Progress::default()).await.unwrap();
+    assert_eq!(session.state().await.unwrap().files, 3);
+
+    put(&mut writer, "a/two", b"two anew").await;
+    assert_eq!(writer.copy("a", "c").await.unwrap(), 2);
+    assert_eq!(writer.rename("b", "c/three").await.unwrap(), 1);
+    assert_eq!(writer.rename("a", "d").await.unwrap(), 2);
+    assert!(matches!(writer.remove("c", false).await, Err(SessionError::WrongKind { .. })));
+    assert!(matches!(writer.rename("c", "d").await, Err(SessionError::WrongKind { .. })));
+    assert!(matches!(writer.copy("c", "c/inside").await, Err(SessionError::WrongKind { .. })));
+    assert!(matches!(writer.remove("missing", true).await, Err(SessionError::NotFound(_))));
+    assert_eq!(writer.remove("d/one", false).await.unwrap(), 1);
+    let committed = writer.commit().await.unwrap();
+    assert!(committed.bytes_stored < 100_000, "no data moved: {committed:?}");
+
+    let found = everything(&session).await;
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["c/one", "c/three", "c/two", "d/two"]);
+    assert!(found["c/one"] == noise(1, 500_000) && found["c/three"] == noise(3, 1000));
+    assert_eq!((&found["c/two"][..], &found["d/two"][..]), (&b"two anew"[..], &b"two anew"[..]));
+
+    let mut writer = session.writer().await.unwrap();
+    assert_eq!(writer.remove("", true).await.unwrap(), 4);
+    writer.commit().await.unwrap();
+    assert!(everything(&session).await.is_empty());
+    let writer = session.writer().await.unwrap();
+    assert!(writer.commit().await.unwrap().unchanged);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_content_is_stored_once() {
+    let cluster = Cluster::of(2).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let (progress, bytes) = (Progress::default(), noise(5, 6 << 20));
+    let mut writer = session.writer().await.unwrap();
+    let meta = Meta::default();
+    let first = writer.put_file("a".into(), meta, &bytes[..], &progress).await.unwrap();
+    let second = writer.put_file("b".into(), meta, &bytes[..], &progress).await.unwrap();
+    assert_eq!((first.new_bytes, second.new_bytes, second.size), (6 << 20, 0, 6 << 20));
+    writer.commit().await.unwrap();
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(b"and a little more");
+    let mut writer = session.writer().await.unwrap();
+    let third = writer.put_file("a".into(), meta, &longer[..], &progress).await.unwrap();
+    assert!(third.new_bytes < 3 << 20, "only the end is new: {third:?}");
+    writer.commit().await.unwrap();
+    let found = everything(&session).await;
+    assert!(found["a"] == longer && found["b"] == bytes);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_devices_write_at_the_same_time() {
+    let cluster = Cluster::of(4).await;
+    let (laptop, sheet) = cluster.vault("laptop", None).await;
+    let env = Environment::real().unwrap();
+    let mut writer = laptop.writer().await.unwrap();
+    put(&mut writer, "shared", b"before").await;
+    put(&mut writer, "gone", b"soon").await;
+    writer.commit().await.unwrap();
+    let (phone, recovered) = Session::recover(&env, cluster.machine("phone"), &sheet, Protection::Bare).await.unwrap();
+    assert_eq!((recovered.state.files, &recovered.state.freshness), (2, &Freshness::Current));
+
+    let (mut one, mut two) = (laptop.writer().await.unwrap(), phone.writer().await.unwrap());
+    put(&mut one, "from-laptop", &noise(1, 300_000)).await;
+    put(&mut one, "shared", b"laptop").await;
+    one.remove("gone", false).await.unwrap();
+    put(&mut two, "from-phone", &noise(2, 300_000)).await;
+    put(&mut two, "shared", b"phone").await;
+    let (first, second) = tokio::join!(one.commit(), two.commit());
+    first.unwrap();
+    second.unwrap();
+
+    let (here, there) = (everything(&laptop).await, everything(&phone).await);
+    assert_eq!(here, there, "both see the same");
+    assert!(here["from-laptop"] == noise(1, 300_000) && here["from-phone"] == noise(2, 300_000));
+    assert!(!here.contains_key("gone"));
+    let copies: Vec<_> =
+        here.iter().filter(|(key, _)| key.starts_with("shared")).map(|(_, bytes)| &bytes[..]).collect();
+    assert_eq!(copies.len(), 2, "{:?}", here.keys());
+    assert!(copies.contains(&&b"laptop"[..]) && copies.contains(&&b"phone"[..]));
+
+    let mut writer = phone.writer().await.unwrap();
+    put(&mut writer, "after", b"joined").await;
+    writer.commit().await.unwrap();
+    let state = laptop.state().await.unwrap();
+    assert_eq!((state.heads, state.files), (1, 5), "the commit has joined both");
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_from_the_sheet_and_passphrases() {
+    let cluster = Cluster::of(3).await;
+    let env = Environment::real().unwrap();
+    let token = cluster.invite(InviteKind::Vault, 9);
+    let folder = cluster.machine("laptop");
+    let secret = || Protection::Passphrase("open sesame", cheap());
+    let (session, sheet) = Session::create(&env, folder.clone(), &token, secret(), None).await.unwrap();
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "photo", &noise(1, 2 << 20)).await;
+    writer.commit().await.unwrap();
+    session.close().await;
+
+    let wrong = Session::open(&env, folder.clone(), Some("open simsim")).await.err().unwrap();
+    assert!(matches!(wrong, SessionError::Keyfile(KeyfileError::WrongPassphrase)), "{wrong}");
+    assert_eq!(wrong.exit_code(), 4);
+    let none = Session::open(&env, folder.clone(), None).await.err().unwrap();
+    assert!(matches!(none, SessionError::Keyfile(KeyfileError::PassphraseNeeded)), "{none}");
+    let session = Session::open(&env, folder.clone(), Some("open sesame")).await.unwrap();
+    assert_eq!(session.state().await.unwrap().files, 1);
+    let taken = Session::create(&env, folder, &token, secret(), None).await.err().unwrap();
+    assert_eq!(taken.exit_code(), 2, "{taken}");
+
+    // All that is left is what was on paper.
+    let paper: RecoverySheet = sheet.to_string().parse().unwrap();
+    let (again, recovered) = Session::recover(&env, cluster.machine("new"), &paper, secret()).await.unwrap();
+    assert!(recovered.state.committed_ms > 0);
+    assert_eq!(recovered.state.freshness, Freshness::Current);
+    assert!(read(&again, &recovered.state, "photo").await.unwrap() == noise(1, 2 << 20));
+    let mut writer = again.writer().await.unwrap();
+    put(&mut writer, "new", b"from the new machine").await;
+    writer.commit().await.unwrap();
+    assert_eq!(session.state().await.unwrap().files, 2);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_writer_per_machine_and_a_dropped_one_leaves_nothing() {
+    let cluster = Cluster::of(3).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "half", &noise(1, 20 << 20)).await;
+    let busy = session.writer().await.err().unwrap();
+    assert_eq!(busy.exit_code(), 7, "{busy}");
+    drop(writer);
+    assert!(everything(&session).await.is_empty());
+    // Cut off in the middle of a file, too.
+    let mut writer = session.writer().await.unwrap();
+    let bytes = noise(2, 30 << 20);
+    let progress = Arc::new(Progress::default());
+    {
+        let upload = writer.put_file("cut".into(), Meta::default(), &bytes[..], &progress);
+        assert!(tokio::time::timeout(Duration::from_millis(1), upload).await.is_err(), "30 MiB in a millisecond");
+    }
+    drop(writer);
+    assert!(everything(&session).await.is_empty());
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "whole", &bytes).await;
+    writer.commit().await.unwrap();
+    assert!(everything(&session).await["whole"] == bytes);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_die_while_a_file_is_put_and_after() {
+    let mut cluster = Cluster::of(6).await;
+    let (session, _) = cluster.vault("laptop", Some("2+2")).await;
+    let (one, two) = (noise(1, 40 << 20), noise(2, 20 << 20));
+    let mut writer = session.writer().await.unwrap();
+    let progress = Progress::default();
+    {
+        let upload = writer.put_file("one".into(), Meta::default(), &one[..], &progress);
+        tokio::pin!(upload);
+        // Dies once the upload is under way.
+        tokio::select! {
+            stored = &mut upload => { stored.unwrap(); }
+            () = async {
+                while progress.bytes_read.load(std::sync::atomic::Ordering::Relaxed) < 20 << 20 {
+                    tokio::task::yield_now().await;
+                }
+                cluster.kill(5).await;
+            } => { upload.await.unwrap(); }
+        }
+    }
+    put(&mut writer, "two", &two).await;
+    writer.commit().await.unwrap();
+    if cluster.nodes[5].is_some() {
+        cluster.kill(5).await;
+    }
+    cluster.kill(4).await;
+
+    // As many as the scheme survives are gone: all is still there, for a new session too.
+    let found = everything(&session).await;
+    assert!(found["one"] == one && found["two"] == two);
+    session.close().await;
+    let env = Environment::real().unwrap();
+    let session = Session::open(&env, cluster.machine("laptop"), None).await.unwrap();
+    let state = session.state().await.unwrap();
+    assert!(read(&session, &state, "one").await.unwrap() == one);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollbacks_are_told_and_restored_images_take_a_new_number() {
+    let cluster = Cluster::of(2).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let file = |name: &str| cluster.machine("laptop").path().join(name);
+    let number = || std::fs::read(file("counter")).unwrap()[2..10].to_vec();
+    let commit = async |path: &str| {
+        let mut writer = session.writer().await.unwrap();
+        put(&mut writer, path, path.as_bytes()).await;
+        writer.commit().await.unwrap();
+    };
+    commit("one").await;
+    let (image, before) = (std::fs::read(file("counter")).unwrap(), number());
+    commit("two").await;
+    assert_eq!(number(), before, "a device keeps its number");
+    std::fs::write(file("counter"), &image).unwrap();
+    commit("three").await;
+    assert_ne!(number(), before, "its own counter was beyond what it knew");
+    assert_eq!(everything(&session).await.len(), 3);
+
+    // What this device remembers is more than the cluster knows of.
+    let (token, env) = (cluster.invite(InviteKind::Vault, 78), Environment::real().unwrap());
+    let other = cluster.machine("other");
+    let (_other, _) = Session::create(&env, other.clone(), &token, Protection::Bare, None).await.unwrap();
+    std::fs::copy(other.path().join("seen"), file("seen")).unwrap();
+    assert!(session.state().await.unwrap().rollback.is_some());
+    let refused = session.writer().await.err().unwrap();
+    assert!(matches!(refused, SessionError::RolledBack { .. }), "{refused}");
+    assert!(session.state().await.unwrap().rollback.is_some(), "still");
+    session.accept_rollback().await.unwrap();
+    assert_eq!(session.state().await.unwrap().rollback, None);
+    commit("four").await;
+    assert_eq!(everything(&session).await.len(), 4);
+    cluster.end().await;
+}

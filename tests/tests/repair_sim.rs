@@ -1,0 +1,179 @@
+//! Shards on the simulated network: put, lose nodes, repair, read; damage, partitions, return, leaving.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use potluck_node::store::{ShardKey, ShardStore};
+use potluck_proto::id::StripeId;
+use potluck_proto::stripe::Scheme;
+use potluck_tests::cluster::{SimCluster, quick};
+use potluck_tests::shards::{Writer, sound_indices, whole};
+use potluck_tests::sim::{self, NetConfig};
+
+fn seed() -> u64 {
+    sim::seed(23)
+}
+
+/// Virtual time after which a scenario has failed.
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn scheme() -> Scheme {
+    Scheme::new(5, 3).unwrap()
+}
+
+/// A cluster of `count` nodes in 4 zones with a few stripes of different lengths.
+async fn stored(network: sim::Network, count: usize) -> (SimCluster, Writer) {
+    let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+    cluster.grow(count, 4).await.unwrap();
+    cluster.settled(seconds(60)).await.unwrap();
+    let mut writer = Writer::admitted(&mut cluster, seed()).await.unwrap();
+    for len in [1, 511, 70_000, 400_000, 1_500_000, 65_536 * 5] {
+        let (_, placed) = writer.put(scheme(), len).await.unwrap();
+        assert_eq!((placed.losses_survived, placed.degraded), (3, false));
+    }
+    (cluster, writer)
+}
+
+async fn all_whole(cluster: &SimCluster, writer: &Writer, limit: Duration) {
+    let stripes: Vec<StripeId> = writer.put.keys().copied().collect();
+    let whole = |cluster: &SimCluster| stripes.iter().all(|stripe| whole(cluster, stripe, scheme()));
+    cluster.until("every stripe is whole", limit, whole).await.unwrap();
+}
+
+#[test]
+fn m_nodes_die_with_their_disks_twice_and_nothing_is_lost() {
+    let config = NetConfig { loss: 0.01, ..NetConfig::homes() };
+    sim::run(seed(), config, LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 14).await;
+        for deaths in [[2, 5, 9], [3, 6, 10]] {
+            for number in deaths {
+                cluster.destroy(number).await;
+            }
+            writer.read_all().await.unwrap();
+            all_whole(&cluster, &writer, seconds(600)).await;
+        }
+        writer.read_all().await.unwrap();
+    });
+}
+
+#[test]
+fn damaged_shards_are_never_data_and_are_repaired() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (cluster, writer) = stored(network, 12).await;
+        let mut damaged = 0;
+        for stripe in writer.put.keys() {
+            for number in (0..cluster.len()).filter(|number| number % 5 == 0) {
+                for held in cluster.store(number).held(stripe).unwrap() {
+                    assert!(cluster.store(number).damage(ShardKey { stripe: *stripe, index: held.index }));
+                    damaged += 1;
+                }
+            }
+        }
+        assert!(damaged > 0);
+        writer.read_all().await.unwrap();
+        all_whole(&cluster, &writer, seconds(3600)).await;
+    });
+}
+
+#[test]
+fn below_k_is_an_error_that_names_numbers_and_ends_when_holders_return() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 8).await;
+        for number in 4..8 {
+            cluster.kill(number).await;
+        }
+        cluster.settled(seconds(60)).await.unwrap();
+        // All five data shards are needed for the whole of it, and four nodes are up.
+        let (stripe, content) = writer.put.iter().max_by_key(|(_, content)| content.len()).unwrap();
+        let error = writer.cluster.read(*stripe, 0..content.len() as u64).await.unwrap_err().to_string();
+        assert!(error.contains('5') && error.contains('4'), "{error}");
+        cluster.start(7).await.unwrap();
+        cluster.settled(seconds(180)).await.unwrap();
+        writer.cluster.refresh().await.unwrap();
+        writer.read_all().await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_returns_gets_its_shards_back_and_copies_are_given_up_after_proof() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 12).await;
+        cluster.destroy(4).await;
+        all_whole(&cluster, &writer, seconds(600)).await;
+        let homes_of_4 = |cluster: &SimCluster| {
+            let view = cluster.node(0).unwrap().core().membership.view();
+            let homes = |stripe: &StripeId| view.ring.walk_stripe(stripe, scheme()).take(8).contains(&cluster.id(4));
+            writer.put.keys().copied().filter(homes).collect::<Vec<_>>()
+        };
+        let expected = homes_of_4(&cluster);
+        assert!(!expected.is_empty());
+        cluster.start(4).await.unwrap();
+        let home = |cluster: &SimCluster| {
+            expected.iter().all(|stripe| {
+                let found = sound_indices(cluster, stripe).unwrap();
+                // One index each, on its home, and no second copy anywhere.
+                found.len() == 8
+                    && found.values().all(|nodes| nodes.len() == 1)
+                    && found.values().any(|nodes| nodes.contains(&cluster.id(4)))
+            })
+        };
+        cluster.until("the shards are home, once", seconds(1800), home).await.unwrap();
+        writer.read_all().await.unwrap();
+    });
+}
+
+#[test]
+fn a_leaving_node_is_emptied_and_says_when_it_has_left() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 12).await;
+        let before = cluster.store(7).usage().shards;
+        assert!(before > 0);
+        cluster.node(7).unwrap().core().leave().await.unwrap();
+        let left = |cluster: &SimCluster| {
+            let view = cluster.node(0).unwrap().core().membership.view();
+            cluster.store(7).usage().shards == 0 && view.table.record(&cluster.id(7)).is_some_and(|record| record.left)
+        };
+        cluster.until("node 7 has left", seconds(1800), left).await.unwrap();
+        cluster.destroy(7).await;
+        all_whole(&cluster, &writer, seconds(60)).await;
+        writer.read_all().await.unwrap();
+    });
+}
+
+#[test]
+fn a_minority_cut_off_trashes_nothing_and_the_rest_goes_on() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (cluster, writer) = stored(network, 12).await;
+        let ips: Vec<_> = (0..12).map(|number| cluster.ip(number)).collect();
+        let shards_before: Vec<u64> = (0..3).map(|number| cluster.store(number).usage().shards).collect();
+        cluster.network.partition(&ips[..3], &ips[3..]);
+        tokio::time::sleep(seconds(900)).await;
+        for (number, before) in shards_before.iter().enumerate() {
+            assert!(cluster.store(number).usage().shards >= *before, "node {number}");
+        }
+        cluster.network.heal();
+        cluster.settled(seconds(900)).await.unwrap();
+        all_whole(&cluster, &writer, seconds(600)).await;
+        writer.read_all().await.unwrap();
+    });
+}
+
+#[test]
+fn a_put_with_nodes_away_says_how_many_losses_it_bears_until_repair_makes_it_whole() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, mut writer) = stored(network, 8).await;
+        cluster.kill(6).await;
+        cluster.settled(seconds(60)).await.unwrap();
+        writer.cluster.refresh().await.unwrap();
+        let (stripe, placed) = writer.put(scheme(), 100_000).await.unwrap();
+        assert_eq!((placed.losses_survived, placed.degraded), (2, true));
+        cluster.start(6).await.unwrap();
+        let is_whole = |cluster: &SimCluster| whole(cluster, &stripe, scheme());
+        cluster.until("the stripe is whole", seconds(600), is_whole).await.unwrap();
+    });
+}
