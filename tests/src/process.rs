@@ -281,7 +281,8 @@ impl Processes {
         let everyone = self.up().len() as u64;
         let took = self.until("all stripes are whole", patience, |cluster| {
             let statuses = cluster.statuses()?;
-            let sum = |state: &str| statuses.iter().filter_map(|(_, node)| node["stripes"][state].as_u64()).sum::<u64>();
+            let sum =
+                |state: &str| statuses.iter().filter_map(|(_, node)| node["stripes"][state].as_u64()).sum::<u64>();
             let states = ["degraded", "at_risk", "unreadable", "unconfirmed", "malformed", "unknown"];
             let wrong: u64 = states.iter().map(|state| sum(state)).sum();
             whole = sum("whole");

@@ -35,7 +35,10 @@ pub fn program() -> Result<PathBuf> {
     // Benchmarks lie beside the program, tests one folder deeper.
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("potluck")).find(|path| path.is_file());
     found.with_context(|| {
-        format!("there is no potluck beside {}: build it with 'cargo build --release', or set POTLUCK_BIN", own.display())
+        format!(
+            "there is no potluck beside {}: build it with 'cargo build --release', or set POTLUCK_BIN",
+            own.display()
+        )
     })
 }
 
