@@ -329,6 +329,20 @@ impl Processes {
         Ok(std::fs::read_to_string(self.slots[number].data.join(LISTENING))?.trim().parse()?)
     }
 
+    /// The files of the shards that a node has on disk, trash apart.
+    ///
+    /// # Errors
+    /// Its folder cannot be read.
+    pub fn shard_files(&self, number: usize) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for folder in std::fs::read_dir(self.slots[number].data.join("shards"))? {
+            for file in std::fs::read_dir(folder?.path())? {
+                files.push(file?.path());
+            }
+        }
+        Ok(files)
+    }
+
     /// A path in the cluster's temporary folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
@@ -361,6 +375,21 @@ impl Drop for Processes {
             }
         }
     }
+}
+
+/// Runs a bash script that finds `potluck` on its path, in an empty folder, with no settings of whoever runs the tests.
+///
+/// # Errors
+/// The program is not built, or the script does not end in time. How it ended is for the caller to judge.
+pub fn run_script(script: &str, patience: Duration) -> Result<Done> {
+    let (folder, program) = (tempfile::tempdir()?, program()?);
+    let beside = program.canonicalize()?.parent().context("a program in no folder")?.to_path_buf();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(beside).chain(std::env::split_paths(&path)))?;
+    let mut command = clean(Path::new("bash"));
+    command.args(["-c", script]).env("PATH", path).env("HOME", folder.path()).current_dir(folder.path());
+    command.stdin(Stdio::null());
+    Running::capture(command)?.wait(patience)
 }
 
 /// A command that takes nothing from the settings of whoever runs the tests.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -176,11 +176,15 @@ impl FileStore {
         Ok(())
     }
 
-    /// A read found damage: the shard leaves the store, so that it counts as missing.
-    fn lose(&self, key: ShardKey, held: &Held) {
+    /// A read found damage in the file `damaged`: the shard leaves the store, so that it counts as missing. Not if someone
+    /// else was faster, and perhaps a sound one is in its place.
+    fn lose(&self, key: ShardKey, held: &Held, damaged: &File) {
         let _lock = self.lock(&key.stripe);
         let path = self.path(&Name::of(key, held));
-        let size = fs::metadata(&path).map(|metadata| metadata.len()).unwrap_or(0);
+        let size = match (fs::metadata(&path), damaged.metadata()) {
+            (Ok(there), Ok(read)) if there.ino() == read.ino() => there.len(),
+            _ => return,
+        };
         self.set_aside(&path);
         if let Err(error) = self.index.remove(&key) {
             tracing::error!(%error, "a damaged shard could not be taken out of the index");
@@ -191,16 +195,23 @@ impl FileStore {
     /// Opens a shard's file and checks all but the payload; damage sets the shard aside.
     fn open_checked(&self, key: ShardKey, held: &Held) -> Result<(File, Prefix), StoreError> {
         let path = self.path(&Name::of(key, held));
-        let opened = File::open(&path).map_err(StoreError::from).and_then(|file| {
-            let prefix = Prefix::read(&file)?;
-            prefix.check(&key)?;
-            Ok((file, prefix))
-        });
-        if let Err(StoreError::Corrupt(why)) = &opened {
+        let file = File::open(&path)?;
+        let checked = Prefix::read(&file).and_then(|prefix| prefix.check(&key).map(|()| prefix));
+        if let Err(StoreError::Corrupt(why)) = &checked {
             tracing::warn!(stripe = %key.stripe, index = key.index, why, "a damaged shard is set aside");
-            self.lose(key, held);
+            self.lose(key, held, &file);
         }
-        opened
+        checked.map(|prefix| (file, prefix))
+    }
+
+    /// Reads from a shard that the index knows. One that was renamed since the index was asked is looked up once more.
+    fn read_indexed(&self, key: ShardKey, range: Range<u64>) -> Result<ShardRead, StoreError> {
+        let missing =
+            |error: &StoreError| matches!(error, StoreError::Io(error) if error.kind() == io::ErrorKind::NotFound);
+        match self.read_range(key, &self.held_one(key)?, range.clone()) {
+            Err(error) if missing(&error) => self.read_range(key, &self.held_one(key)?, range),
+            done => done,
+        }
     }
 
     fn read_range(&self, key: ShardKey, held: &Held, range: Range<u64>) -> Result<ShardRead, StoreError> {
@@ -223,7 +234,7 @@ impl FileStore {
             }
         };
         if let Err(error) = sound {
-            self.lose(key, held);
+            self.lose(key, held, &file);
             return Err(error);
         }
         Ok(ShardRead { header: prefix.header, tree: prefix.tree, offset: wide.start, data: data.into() })
@@ -305,7 +316,7 @@ impl ShardStore for FileStore {
 
     fn read(&self, key: ShardKey, range: Range<u64>) -> Result<ShardRead, StoreError> {
         let held = self.held_one(key)?;
-        let read = self.read_range(key, &held, range)?;
+        let read = self.read_indexed(key, range)?;
         if held.state != ShardState::Live {
             self.revive(key)?;
         }
@@ -382,8 +393,7 @@ impl ShardStore for FileStore {
     }
 
     fn verify(&self, key: ShardKey) -> Result<u64, StoreError> {
-        let held = self.held_one(key)?;
-        self.read_range(key, &held, 0..0).map(|read| read.data.len() as u64)
+        self.read_indexed(key, 0..0).map(|read| read.data.len() as u64)
     }
 
     fn usage(&self) -> Usage {

@@ -1,6 +1,7 @@
 //! `potluck` as a user runs it, with a home folder and a passphrase of its own.
 
 use std::ffi::OsStr;
+use std::io::PipeWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -60,6 +61,17 @@ impl Client {
     /// It cannot be started.
     pub fn start<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<Running> {
         Running::capture(self.command(words))
+    }
+
+    /// Starts a command that reads what is written to the returned pipe.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_fed<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<(Running, PipeWriter)> {
+        let (reader, writer) = std::io::pipe()?;
+        let mut command = self.command(words);
+        command.stdin(reader);
+        Ok((Running::capture(command)?, writer))
     }
 
     /// Starts a command whose standard output is thrown away as it comes.
