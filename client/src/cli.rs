@@ -93,7 +93,18 @@ enum Command {
     },
 }
 
+/// Threads of a client command for disk and CPU work: more than either ever has use for at once.
+const BLOCKING_THREADS: usize = 4;
+
 impl Command {
+    /// Nodes sync many shards at once.
+    fn runs_nodes(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        return matches!(self, Self::Node(_) | Self::Demo(_));
+        #[cfg(not(feature = "embedded"))]
+        false
+    }
+
     /// A node has its own settings for its log.
     fn logs_itself(&self) -> bool {
         #[cfg(feature = "embedded")]
@@ -113,7 +124,14 @@ pub fn main() -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_default();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    // Each thread that codes stripes keeps an arena of the allocator for itself: with dozens of them, an upload would hold
+    // twice the memory that it uses.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all();
+    if !arguments.command.runs_nodes() {
+        builder.max_blocking_threads(BLOCKING_THREADS);
+    }
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             screen.error(&format!("the system gives no threads: {error}"), 1);
