@@ -9,6 +9,7 @@ pub(crate) mod human;
 mod list;
 pub(crate) mod local;
 pub(crate) mod meter;
+mod mount;
 mod options;
 mod passphrase;
 mod receive;
@@ -76,6 +77,8 @@ enum Command {
     Mv(change::Mv),
     /// Remove from the vault
     Rm(change::Rm),
+    /// Show the vault as a read-only folder, as it is at the time of mounting
+    Mount(mount::Mount),
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -163,6 +166,7 @@ impl Arguments {
             Command::Cp(command) => &command.options,
             Command::Mv(command) => &command.options,
             Command::Rm(command) => &command.options,
+            Command::Mount(command) => &command.options,
             Command::Cluster(command) => command.options(),
             #[cfg(feature = "embedded")]
             Command::Node(_) | Command::Demo(_) => return self.options.clone(),
@@ -213,6 +217,11 @@ async fn run(command: Command, root: Options, screen: &Screen) -> anyhow::Result
         Command::Rm(rm) => {
             let context = context(&rm.options)?;
             unless_interrupted(screen, CHANGE_CUT, change::rm(&context, rm)).await
+        }
+        // It hears signals itself, once it is mounted: it unmounts.
+        Command::Mount(mount) => {
+            let context = context(&mount.options)?;
+            mount::mount(&context, mount).await
         }
         Command::Cluster(command) => {
             let context = context(command.options())?;
