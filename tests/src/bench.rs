@@ -3,6 +3,12 @@
 //! A floor is what cannot be beaten, or the ideal, measured or computed in the same run, so that a figure means the same
 //! on every machine. To add one: a file in `bench/` and a line in [`BENCHES`].
 
+mod files;
+mod load;
+mod memory;
+mod putget;
+pub mod quic;
+mod repair;
 mod ring;
 
 use std::fmt::Write as _;
@@ -10,7 +16,8 @@ use std::fmt::Write as _;
 /// A benchmark's name and what runs it.
 type Bench = (&'static str, fn(Effort) -> anyhow::Result<Vec<Figure>>);
 
-const BENCHES: &[Bench] = &[("ring", ring::run)];
+const BENCHES: &[Bench] =
+    &[("ring", ring::run), ("putget", putget::run), ("memory", memory::run), ("repair", repair::run)];
 
 /// How much work to put into a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +26,19 @@ pub enum Effort {
     Full,
     /// Less work, more noise.
     Quick,
+    /// As [`Self::Full`], but with a file of so many bytes, where there is a file.
+    Bytes(u64),
+}
+
+impl Effort {
+    /// The size of a benchmark's file that is `full` or `quick` bytes unless another was asked for.
+    fn bytes(self, full: u64, quick: u64) -> u64 {
+        match self {
+            Self::Full => full,
+            Self::Quick => quick,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 /// One measured value.

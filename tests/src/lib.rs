@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cluster;
 pub mod dashboard;
 pub mod local;
+pub mod process;
 pub mod prometheus;
 pub mod shards;
 pub mod sim;

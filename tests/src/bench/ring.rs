@@ -20,7 +20,7 @@ const HEAVY: u64 = 8;
 
 pub(super) fn run(effort: Effort) -> anyhow::Result<Vec<Figure>> {
     let stripes = match effort {
-        Effort::Full => 100_000,
+        Effort::Full | Effort::Bytes(_) => 100_000,
         Effort::Quick => 20_000,
     };
     let scheme = Scheme::new(10, 4)?;

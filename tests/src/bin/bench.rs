@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use potluck_tests::bench::{self, Effort};
+use potluck_node::config::human::ByteSize;
+use potluck_tests::bench::{self, Effort, quic};
 
 /// Measures one part of Potluck beside its floor.
 #[derive(Parser)]
@@ -15,14 +16,26 @@ struct Arguments {
     /// Less work and more noise: does it run, and is the order of magnitude right?
     #[arg(long)]
     quick: bool,
+    /// Another size of the file, where there is one, e.g. 256MiB
+    #[arg(long, conflicts_with = "quick")]
+    size: Option<ByteSize>,
     /// One JSON object a line in place of the table.
     #[arg(long)]
     json: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    // The other end of a measurement: this program, started by itself.
+    if std::env::args().nth(1).as_deref() == Some(quic::PEER) {
+        quic::peer()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let arguments = Arguments::parse();
-    let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
+    let effort = match arguments.size {
+        Some(size) => Effort::Bytes(size.0),
+        None if arguments.quick => Effort::Quick,
+        None => Effort::Full,
+    };
     let figures = bench::run(&arguments.name, effort)?;
     if arguments.json {
         figures.iter().for_each(|figure| println!("{}", figure.to_json(&arguments.name)));
