@@ -132,6 +132,8 @@ async fn unmount(background: BackgroundSession, mountpoint: &Path) -> Result<(),
             let ended = helper.status()?;
             if ended.success() { Ok(()) } else { Err(error) }
         }
+        // Somebody has unmounted it already, which fuser does not notice.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         done => done,
     });
     done.await.map_err(MountError::System)
