@@ -9,6 +9,7 @@ pub(crate) mod human;
 mod list;
 pub(crate) mod local;
 pub(crate) mod meter;
+mod mount;
 mod options;
 mod passphrase;
 mod receive;
@@ -76,6 +77,8 @@ enum Command {
     Mv(change::Mv),
     /// Remove from the vault
     Rm(change::Rm),
+    /// Show the vault as a read-only folder, as it is at the time of mounting
+    Mount(mount::Mount),
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -93,7 +96,18 @@ enum Command {
     },
 }
 
+/// Threads of a client command for disk and CPU work: more than either ever has use for at once.
+const BLOCKING_THREADS: usize = 4;
+
 impl Command {
+    /// Nodes sync many shards at once.
+    fn runs_nodes(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        return matches!(self, Self::Node(_) | Self::Demo(_));
+        #[cfg(not(feature = "embedded"))]
+        false
+    }
+
     /// A node has its own settings for its log.
     fn logs_itself(&self) -> bool {
         #[cfg(feature = "embedded")]
@@ -113,7 +127,14 @@ pub fn main() -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_default();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    // Each thread that codes stripes keeps an arena of the allocator for itself: with dozens of them, an upload would hold
+    // twice the memory that it uses.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all();
+    if !arguments.command.runs_nodes() {
+        builder.max_blocking_threads(BLOCKING_THREADS);
+    }
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             screen.error(&format!("the system gives no threads: {error}"), 1);
@@ -145,6 +166,7 @@ impl Arguments {
             Command::Cp(command) => &command.options,
             Command::Mv(command) => &command.options,
             Command::Rm(command) => &command.options,
+            Command::Mount(command) => &command.options,
             Command::Cluster(command) => command.options(),
             #[cfg(feature = "embedded")]
             Command::Node(_) | Command::Demo(_) => return self.options.clone(),
@@ -195,6 +217,11 @@ async fn run(command: Command, root: Options, screen: &Screen) -> anyhow::Result
         Command::Rm(rm) => {
             let context = context(&rm.options)?;
             unless_interrupted(screen, CHANGE_CUT, change::rm(&context, rm)).await
+        }
+        // It hears signals itself, once it is mounted: it unmounts.
+        Command::Mount(mount) => {
+            let context = context(&mount.options)?;
+            mount::mount(&context, mount).await
         }
         Command::Cluster(command) => {
             let context = context(command.options())?;

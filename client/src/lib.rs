@@ -4,5 +4,6 @@ pub mod cli;
 pub mod cluster;
 #[cfg(feature = "embedded")]
 pub mod demo;
+pub mod mount;
 pub mod session;
 pub mod vault;

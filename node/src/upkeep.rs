@@ -92,7 +92,7 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
             _ => continue,
         };
         let view = core.membership.view();
-        let holdings = survey::ask(&core, &view, &stripes).await;
+        let (holdings, _) = survey::ask(&core, &view, &stripes).await;
         for (stripe, holding) in holdings {
             let mut proved: std::collections::BTreeSet<usize> = holding.live.get(&view.me).cloned().unwrap_or_default();
             for (node, held) in holding.live.iter().filter(|(node, _)| **node != view.me) {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::human;
+use super::meter::Meter;
 use super::options::Options;
 use super::table::{Cell, Table};
 use crate::cluster::NodeStatus;
@@ -171,8 +172,10 @@ fn answers(nodes: &[NodeStatus]) -> impl Iterator<Item = Option<&StatusReply>> {
 
 async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
     let session = context.open().await?;
+    let meter = Meter::things(context.screen, "asking the nodes", 0);
     session.cluster().refresh().await.map_err(crate::session::SessionError::from)?;
     let mut nodes = session.cluster().status().await;
+    drop(meter);
     nodes.sort_by(|left, right| (left.record.cert.zone(), left.node).cmp(&(right.record.cert.zone(), right.node)));
     let stripes = Stripes::sum(answers(&nodes));
     let screen = context.screen;

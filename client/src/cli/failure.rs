@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use crate::session::SessionError;
+use crate::vault::VaultError;
 
 /// The arguments cannot be meant so.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,10 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn of(error: &anyhow::Error) -> Self {
         for cause in error.chain() {
+            // A path that no vault can have is the user's, wherever it was noticed.
+            if let Some(SessionError::Vault(VaultError::Path(_))) = cause.downcast_ref::<SessionError>() {
+                return Self { code: 2, silent: false };
+            }
             if let Some(error) = cause.downcast_ref::<SessionError>() {
                 return Self { code: error.exit_code(), silent: false };
             }
@@ -64,6 +69,8 @@ mod tests {
         assert_eq!(code(anyhow::anyhow!("no")), 1);
         let missing: Result<(), _> = Err(SessionError::NotFound("x".into()));
         assert_eq!(code(missing.context("while reading").unwrap_err()), 3);
+        let path = crate::vault::path::file("../x").map_err(VaultError::from).map_err(SessionError::from);
+        assert_eq!(code(path.unwrap_err().into()), 2);
         let closed = anyhow::Error::from(std::io::Error::from(ErrorKind::BrokenPipe));
         assert!(Failure::of(&closed).silent);
     }

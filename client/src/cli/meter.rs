@@ -80,6 +80,7 @@ impl Meter {
     }
 
     /// So many are done.
+    #[cfg(feature = "embedded")]
     pub(crate) fn set(&self, position: u64) {
         self.bar.set_position(position);
     }

@@ -236,9 +236,9 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         screen.object(&value)?;
     } else {
         screen.remark(format!(
-            "Vault {} is back: {}, {}, as of {}.",
+            "Vault {} is back: {} entries, {}, as of {}.",
             screen.paint(&name, Style::new().bold()),
-            human::count(state.files, "entry").replace("entrys", "entries"),
+            state.files,
             human::size(state.bytes),
             committed_text(state)
         ))?;

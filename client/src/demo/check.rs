@@ -1,5 +1,6 @@
 //! The demo's own look at the shards, over the network: who holds what, and whether it is what it should be.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -52,9 +53,9 @@ impl Census {
         let mut schemes = BTreeMap::new();
         for node in nodes.running() {
             for stripe in node.core().store.stripes(None, STRIPES_LIMIT)? {
-                if !schemes.contains_key(&stripe) {
+                if let Entry::Vacant(place) = schemes.entry(stripe) {
                     let header = node.core().store.header(&stripe)?;
-                    schemes.insert(stripe, (header.scheme, u64::from(header.shard_len)));
+                    place.insert((header.scheme, u64::from(header.shard_len)));
                 }
             }
         }

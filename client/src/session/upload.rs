@@ -27,13 +27,13 @@ use crate::vault::seal::{self, SealError, SealedChunk, Sealer};
 use crate::vault::{NodeStore, StoredObject, VaultError};
 
 /// Bytes of a file that are read, cut and sealed as one piece of work.
-const BLOCK: usize = 4 << 20;
+const BLOCK: usize = 2 << 20;
 
 /// Pieces of work that are being sealed, or wait to be packed.
 const SEALING: usize = 3;
 
 /// Bytes of shards that are being coded and placed, and most that one stripe may have: one more waits.
-const CODED_LIMIT: usize = 64 << 20;
+const CODED_LIMIT: usize = 52 << 20;
 
 /// Budgets are counted in units of this many bytes.
 const UNIT: usize = 64 << 10;

@@ -40,6 +40,12 @@ const GATHER: Duration = Duration::from_millis(500);
 /// twice as many, and so on.
 const TAKEOVER_ROUNDS: u32 = 3;
 
+/// But never before this time: the first leader may have many stripes to rebuild.
+const TAKEOVER_MIN: Duration = Duration::from_secs(15);
+
+/// How long repair waits while some node is said to be up but does not answer: longer than it takes to notice a death.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(15);
+
 /// How many stripes stand how, of those that this node is first responsible for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -201,8 +207,10 @@ async fn look(
     seen_lacking: &mut BTreeSet<StripeId>,
 ) {
     let view = core.membership.view();
-    let up: BTreeSet<NodeId> = view.up.keys().copied().collect();
-    let holdings = ask(core, &view, stripes).await;
+    // Whoever is said to be up and does not answer is as good as away for a plan, but soon known to be up or down: until
+    // then what it may hold is not rebuilt.
+    let (holdings, up) = ask(core, &view, stripes).await;
+    let silent = view.up.keys().any(|node| !up.contains(node));
     let now = Instant::now();
     let mut due: Vec<(usize, StripeId, Plan)> = Vec::new();
     for (stripe, holding) in &holdings {
@@ -233,7 +241,9 @@ async fn look(
         let may_come_back = view.table.members().any(|record| !view.is_up(&record.node()));
         let lazy = plan.condition == Condition::Degraded && may_come_back && !alerted;
         let patience = if lazy { core.config.repair_lazy_after } else { Duration::ZERO };
-        let wait = patience + core.config.survey_interval * (TAKEOVER_ROUNDS * turn as u32);
+        let patience = patience.max(if silent && !alerted { SILENCE_PATIENCE } else { Duration::ZERO });
+        let takeover = TAKEOVER_MIN.max(core.config.survey_interval * TAKEOVER_ROUNDS) * turn as u32;
+        let wait = patience + takeover;
         if now.duration_since(since) >= wait {
             due.push((plan.reachable.saturating_sub(holding.scheme.k()), *stripe, plan));
         }
@@ -287,9 +297,14 @@ async fn rebalance(core: &Arc<Core>, view: &View, up: &BTreeSet<NodeId>, holding
     }
 }
 
-/// Asks all live nodes what they hold of these stripes.
-pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> BTreeMap<StripeId, Holdings> {
+/// Asks all live nodes what they hold of these stripes; also gives who answered, this node included.
+pub(crate) async fn ask(
+    core: &Arc<Core>,
+    view: &View,
+    stripes: &[StripeId],
+) -> (BTreeMap<StripeId, Holdings>, BTreeSet<NodeId>) {
     let mut holdings = BTreeMap::new();
+    let mut answered = BTreeSet::from([view.me]);
     let shared = core.clone();
     let ids = stripes.to_vec();
     let own = core.executor.run(move || {
@@ -304,11 +319,11 @@ pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> 
         Ok(Ok(own)) => own,
         Ok(Err(error)) => {
             tracing::error!(%error, "the shard store cannot be read");
-            return holdings;
+            return (holdings, answered);
         }
         Err(error) => {
             tracing::error!(%error, "the shard store cannot be read");
-            return holdings;
+            return (holdings, answered);
         }
     };
     for (stripe, held) in own {
@@ -323,7 +338,7 @@ pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> 
     }
     let ids: Vec<StripeId> = holdings.keys().copied().collect();
     if ids.is_empty() {
-        return holdings;
+        return (holdings, answered);
     }
     let asked = view.others_up().filter_map(|node| Some((node, view.peer(&node)?)));
     let answers = asked.map(|(node, peer)| {
@@ -333,6 +348,7 @@ pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> 
     let mut answers = stream::iter(answers).buffer_unordered(ASKED_AT_ONCE);
     while let Some((node, answer)) = answers.next().await {
         let Some(answer) = answer else { continue };
+        answered.insert(node);
         for (stripe, holding) in ids.iter().zip(answer) {
             let Some(entry) = holdings.get_mut(stripe) else { continue };
             let indices = |list: &[u32]| -> BTreeSet<usize> {
@@ -350,7 +366,7 @@ pub(crate) async fn ask(core: &Arc<Core>, view: &View, stripes: &[StripeId]) -> 
             }
         }
     }
-    holdings
+    (holdings, answered)
 }
 
 async fn ask_one(
