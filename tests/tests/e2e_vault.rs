@@ -229,9 +229,11 @@ fn too_few_nodes(cluster: &mut Processes, client: &Client, source: &str, small: 
     for number in 1..5 {
         cluster.kill(number).unwrap();
     }
-    let read_failed = client.run(["cat", "survivor"]).unwrap();
-    read_failed.fails(NODES_AWAY, &["2 shards are needed, 1 can be reached"]).unwrap();
-    client.run(["put", source, "more"]).unwrap().fails(NODES_AWAY, &["1 of 5 head replicas", "3 are needed"]).unwrap();
+    // Side by side, since both wait for nodes to come back before they give up.
+    let put = client.start(["put", source, "more"]).unwrap();
+    let cat = client.run(["cat", "survivor"]).unwrap();
+    cat.fails(NODES_AWAY, &["2 shards are needed, 1 can be reached"]).unwrap();
+    put.wait(PATIENCE).unwrap().fails(NODES_AWAY, &["1 of 5 head replicas", "3 are needed"]).unwrap();
     cluster.kill(0).unwrap();
     client.run(["ls"]).unwrap().fails(NODES_AWAY, &["none of the cluster's 5", "can be reached"]).unwrap();
     for number in 0..5 {
