@@ -1,6 +1,8 @@
 //! A vault on real processes, through what users and machines do wrong: nothing false is ever read, nothing is ever half
 //! there, and every refusal says what to do.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
