@@ -282,7 +282,7 @@ fn a_full_disk_leaves_the_shards_to_others() {
     let client = cluster.client("laptop");
     let token = cluster.invite(&["--vault"]).unwrap();
     client.run(["vault", "create", "--token", &token, "--scheme", "2+2", "--no-passphrase"]).unwrap().ok().unwrap();
-    // Its fair part would be 64 MiB of shards.
+    // Its fair part would be 32 MiB of shards.
     let bytes = noise(4, 80 * MIB);
     let source = file(&cluster, "large", &bytes);
     client.run(["put", &source, "large"]).unwrap().ok().unwrap();
@@ -296,8 +296,6 @@ fn a_full_disk_leaves_the_shards_to_others() {
     cluster.kill(2).unwrap();
     assert!(read(&cluster, &client, "large").unwrap() == bytes);
     cluster.stop(small).unwrap();
-    drop(cluster);
-    drop(disk);
 }
 
 #[test]
