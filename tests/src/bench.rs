@@ -1,7 +1,7 @@
 //! Benchmarks: each is one file that makes figures, each figure a value beside its floor.
 //!
 //! A floor is what cannot be beaten, or the ideal, measured or computed in the same run, so that a figure means the same
-//! on every machine. To add one: a file in `bench/` and a line in [`BENCHES`].
+//! on every machine. To add one: a file in `bench/` and a line in `BENCHES`.
 
 mod files;
 mod load;

@@ -2,7 +2,7 @@
 //!
 //! A key is bytes, without a leading slash. A directory's key ends in `/`, so that it sorts right before what is in it
 //! and a listing by prefix is exact S3 order. The tree takes any key; what people and file systems name passes through
-//! [`file`] and [`dir`], which refuse whatever could lead out of a folder that is restored into.
+//! [`file()`] and [`dir()`], which refuse whatever could lead out of a folder that is restored into.
 
 use bytes::Bytes;
 

@@ -1,7 +1,7 @@
 //! The survey: who holds what of my stripes, and what follows from it: repair, and sending surplus shards home.
 //!
 //! A round asks every live node, in batches, about the stripes held here, plans each stripe ([`super::plan`]), and lets
-//! [`super::rebuild`] carry out what is this node's turn. Everything is idempotent: a round cut short or run twice does
+//! `rebuild` carry out what is this node's turn. Everything is idempotent: a round cut short or run twice does
 //! no harm.
 
 use std::collections::{BTreeMap, BTreeSet};
