@@ -374,6 +374,8 @@ impl Drop for Processes {
                 eprintln!("---- the end of node {number}'s log\n{}", self.log(number));
             }
         }
+        // Before the folder goes: nobody may write there while it is deleted.
+        self.slots.iter_mut().for_each(|slot| slot.running = None);
     }
 }
 
