@@ -1,3 +1,5 @@
+//! Whom a read asks next: every holder is tried before a read is given up, and none twice for the same.
+
 use super::*;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 

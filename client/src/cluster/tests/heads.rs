@@ -1,3 +1,5 @@
+//! Heads through real endpoints: quorums, writing back, and what is said when too few answer.
+
 use potluck_proto::head::{Head, SignedHead, VersionVector};
 use potluck_proto::id::{Digest, VaultId};
 

@@ -1,3 +1,5 @@
+//! Puts through real endpoints: homes that are away, full or dead, and puts that cannot succeed.
+
 use super::fake::{Fault, World};
 use crate::cluster::PutError;
 

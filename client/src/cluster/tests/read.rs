@@ -1,3 +1,5 @@
+//! Reads through real endpoints: wrong bytes, moved shards, dead holders, and too few of them.
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use potluck_proto::stripe::SignedHeader;

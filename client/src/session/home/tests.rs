@@ -1,3 +1,5 @@
+//! Folders of vaults: names, files that are damaged or half-written, and the writers' lock.
+
 use super::*;
 
 #[test]
