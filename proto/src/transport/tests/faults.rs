@@ -72,15 +72,13 @@ async fn a_dead_peer_is_unreachable_and_found_again_when_it_is_back() {
         assert!(error.is_unreachable(), "{error}");
     }
     let back = bind_again(peer.addresses[0], 2).await;
-    let mut answered = false;
-    for _ in 0..600 {
-        answered = a.endpoint.call(&peer, get(1), Vec::new(), SHORT).await.is_ok();
-        if answered {
-            break;
+    let answered = async {
+        while a.endpoint.call(&peer, get(1), Vec::new(), SHORT).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(answered && back.service.calls() > 0);
+    };
+    assert!(tokio::time::timeout(patience(), answered).await.is_ok(), "the peer is back, and is not reached");
+    assert!(back.service.calls() > 0);
 }
 
 #[tokio::test]
