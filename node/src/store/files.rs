@@ -5,10 +5,11 @@
 //! `damaged/`. Layout of a file: FORMAT.md. The index is made anew from the names at every start where it differs.
 
 mod layout;
+mod unbuffered;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ const RESERVE_BYTES: u64 = 256 << 20;
 /// Shards as files below one folder.
 pub struct FileStore {
     folder: PathBuf,
+    writer: unbuffered::Writer,
     index: Box<dyn Index>,
     capacity: u64,
     usage: Mutex<Usage>,
@@ -54,6 +56,7 @@ impl FileStore {
         sync_folder(folder)?;
         let store = Self {
             folder: folder.into(),
+            writer: unbuffered::Writer::new(&folder.join("tmp"))?,
             index,
             capacity,
             usage: Mutex::default(),
@@ -257,10 +260,7 @@ impl FileStore {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.folder.join("tmp").join(number.to_string());
         let written = (|| {
-            let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-            file.write_all(prefix)?;
-            file.write_all(shard)?;
-            file.sync_all()?;
+            self.writer.create(&temporary, &[prefix, shard])?;
             let path = self.path(name);
             let folder = folder_of(&path);
             make_folder(folder)?;

@@ -86,7 +86,7 @@ fn any_damaged_byte_is_noticed_and_the_shard_set_aside() {
         assert!(put(&store, &stripe, 0).unwrap());
     }
     let path = file_of(folder.path());
-    OpenOptions::new().write(true).open(&path).unwrap().set_len(size - 1).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size - 1).unwrap();
     assert!(matches!(store.verify(key), Err(StoreError::Corrupt(_))));
     assert_eq!(store.damaged(), size + 1);
 }

@@ -1,0 +1,160 @@
+//! Writing a new file past the page cache (O_DIRECT), where the file system can.
+//!
+//! Shards are written once and seldom read soon: a copy in the page cache costs processor time and other programs'
+//! memory. Such writes must begin and end at blocks, in memory and in the file: bytes are gathered in a buffer that
+//! does, the last block is filled up, and the file is then cut to its length.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+
+/// What addresses, offsets and lengths are a multiple of, in bytes: no less than any disk's block.
+const BLOCK: usize = 4096;
+
+/// Bytes written at once.
+const PIECE: usize = 1 << 20;
+
+/// Buffers kept for the next use.
+const KEPT: usize = 4;
+
+/// Writes new files below one folder.
+pub(super) struct Writer {
+    direct: bool,
+    buffers: Mutex<Vec<Buffer>>,
+}
+
+impl Writer {
+    /// A writer for `folder`, where a file is made and removed to see what the file system can do.
+    pub(super) fn new(folder: &Path) -> io::Result<Self> {
+        let writer = Self { direct: true, buffers: Mutex::default() };
+        let probe = folder.join("probe");
+        let probed = writer.create(&probe, &[b"probe"]);
+        match std::fs::remove_file(&probe) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        match probed {
+            // A full disk may still be served from: nothing is known, and buffered writing works everywhere.
+            Ok(_) => Ok(writer),
+            Err(error) => {
+                tracing::info!(%error, "shards are written through the page cache: the file system cannot do without");
+                Ok(Self { direct: false, ..writer })
+            }
+        }
+    }
+
+    /// Makes a new file of these bytes, all of them on disk when it returns; its name may not be yet.
+    pub(super) fn create(&self, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        let file = if self.direct {
+            let file = options.custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
+            self.write_direct(&file, parts)?;
+            file
+        } else {
+            let mut file = options.open(path)?;
+            parts.iter().try_for_each(|part| file.write_all(part))?;
+            file
+        };
+        file.sync_data()?;
+        Ok(file)
+    }
+
+    fn write_direct(&self, file: &File, parts: &[&[u8]]) -> io::Result<()> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let room = len.next_multiple_of(BLOCK) as u64;
+        // Known at once whether there is space; and the length is not changed by each write.
+        match fallocate(file, FallocateFlags::empty(), 0, room) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut buffer = self.buffers().pop().unwrap_or_else(Buffer::new);
+        let mut filled = 0;
+        for part in parts {
+            let mut rest = *part;
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
+                buffer.bytes_mut()[filled..filled + now.len()].copy_from_slice(now);
+                (filled, rest) = (filled + now.len(), later);
+                if filled == PIECE {
+                    write_all(file, buffer.bytes())?;
+                    filled = 0;
+                }
+            }
+        }
+        let end = filled.next_multiple_of(BLOCK);
+        buffer.bytes_mut()[filled..end].fill(0);
+        write_all(file, &buffer.bytes()[..end])?;
+        let mut buffers = self.buffers();
+        if buffers.len() < KEPT {
+            buffers.push(buffer);
+        }
+        drop(buffers);
+        file.set_len(len as u64)
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes whole blocks. A write that ended inside one cannot be continued past the page cache: it is an error.
+fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = file.write(bytes)?;
+        if written == 0 || written % BLOCK != 0 {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took a part of a block only"));
+        }
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
+
+/// `PIECE` bytes that begin at a block in memory.
+struct Buffer {
+    memory: Vec<u8>,
+    begin: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let memory = vec![0; PIECE + BLOCK];
+        let begin = memory.as_ptr().align_offset(BLOCK);
+        Self { memory, begin }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.begin..self.begin + PIECE]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.begin..self.begin + PIECE]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_length_is_written_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Writer::new(folder.path()).unwrap();
+        let buffered = Writer { direct: false, buffers: Mutex::default() };
+        let bytes: Vec<u8> = (0..3 * PIECE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 700, 3 * PIECE] {
+            for writer in [&writer, &buffered] {
+                let path = folder.path().join("file");
+                let (first, second) = bytes[..len].split_at(len / 3);
+                writer.create(&path, &[first, second]).unwrap();
+                assert!(std::fs::read(&path).unwrap() == bytes[..len], "{len} bytes, direct: {}", writer.direct);
+                assert!(writer.create(&path, &[first]).is_err(), "a file that is there is not written over");
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
