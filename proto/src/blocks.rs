@@ -76,12 +76,39 @@ pub fn widen(offset: u64, len: u64, shard_len: u64) -> Range<u64> {
 /// The tree of a whole shard; its [`root`](BlockTree::root) is the shard's hash. Hashes every byte once.
 #[must_use]
 pub fn chaining_values(shard: &[u8]) -> BlockTree {
-    let shard_len = shard.len() as u64;
-    let values = match block_count(shard_len) {
-        1 => vec![block_value(0, shard, true)],
-        _ => shard.chunks(BLOCK_LEN).zip(0u64..).map(|(bytes, index)| block_value(index, bytes, false)).collect(),
-    };
-    BlockTree { shard_len, values }
+    let mut builder = TreeBuilder::new(shard.len() as u64);
+    shard.chunks(BLOCK_LEN).for_each(|block| builder.push(block));
+    builder.finish()
+}
+
+/// Makes the tree of a shard whose blocks come one by one, in order.
+#[derive(Debug, Clone)]
+pub struct TreeBuilder {
+    shard_len: u64,
+    values: Vec<ChainingValue>,
+}
+
+impl TreeBuilder {
+    /// For a shard of `shard_len` bytes.
+    #[must_use]
+    pub fn new(shard_len: u64) -> Self {
+        Self { shard_len, values: Vec::new() }
+    }
+
+    /// Takes the next block: [`BLOCK_LEN`] bytes, the shard's last one less.
+    pub fn push(&mut self, block: &[u8]) {
+        let alone = block_count(self.shard_len) == 1;
+        self.values.push(block_value(self.values.len() as u64, block, alone));
+    }
+
+    /// The tree, once all blocks were taken. Of too few or too many it fits no shard.
+    #[must_use]
+    pub fn finish(mut self) -> BlockTree {
+        if self.shard_len == 0 && self.values.is_empty() {
+            self.push(&[]);
+        }
+        BlockTree { shard_len: self.shard_len, values: self.values }
+    }
 }
 
 /// The hash of a whole shard and its tree together. Hashes every byte once.

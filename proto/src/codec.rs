@@ -93,6 +93,18 @@ impl Codec {
 
     /// Writes the m parity shards of `data` over `parity`. Both hold their shards, all of equal length, one after the other.
     pub fn encode(&self, data: &[u8], parity: &mut [u8]) -> Result<(), CodecError> {
+        self.encode_stepwise(data, parity, usize::MAX, |_, _| {})
+    }
+
+    /// Like [`encode`](Self::encode), `step` bytes (at least one) of each shard at a time: after each step `seen` gets every
+    /// shard's index and these bytes of it, while they are in the processor's cache.
+    pub fn encode_stepwise(
+        &self,
+        data: &[u8],
+        parity: &mut [u8],
+        step: usize,
+        mut seen: impl FnMut(usize, &[u8]),
+    ) -> Result<(), CodecError> {
         let (k, m) = (self.scheme.k(), self.scheme.m());
         if !data.len().is_multiple_of(k) {
             return Err(CodecError::DataLength { len: data.len(), k });
@@ -104,10 +116,17 @@ impl Codec {
         if shard_len == 0 {
             return Ok(());
         }
-        let inputs: Vec<&[u8]> = data.chunks_exact(shard_len).collect();
-        let mut outputs: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_len).collect();
+        let step = step.clamp(1, shard_len);
+        let mut inputs: Vec<_> = data.chunks_exact(shard_len).map(|shard| shard.chunks(step)).collect();
+        let mut outputs: Vec<_> = parity.chunks_exact_mut(shard_len).map(|shard| shard.chunks_mut(step)).collect();
         let rows: Vec<&[u8]> = self.planner.parity_rows().collect();
-        combine(&rows, &inputs, &mut outputs);
+        for _ in 0..shard_len.div_ceil(step) {
+            let inputs: Vec<&[u8]> = inputs.iter_mut().filter_map(Iterator::next).collect();
+            let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().filter_map(Iterator::next).collect();
+            combine(&rows, &inputs, &mut outputs);
+            let pieces = inputs.iter().copied().chain(outputs.iter().map(|output| &output[..]));
+            pieces.enumerate().for_each(|(index, piece)| seen(index, piece));
+        }
         Ok(())
     }
 

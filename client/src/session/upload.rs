@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use potluck_proto::id::{ChunkId, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, Scheme, padded_len, shard_len};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -131,7 +131,7 @@ impl Sealers {
         }
     }
 
-    fn seal(&self, chunks: &[Bytes]) -> Result<Vec<Sealed>, SealError> {
+    fn seal(&self, chunks: Vec<BytesMut>) -> Result<Vec<Sealed>, SealError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut sealer = match idle {
             Some(sealer) => sealer,
@@ -139,10 +139,10 @@ impl Sealers {
         };
         let mut sealed = Vec::with_capacity(chunks.len());
         for plain in chunks {
-            let id = seal::chunk_id(&self.keys, plain);
+            let id = seal::chunk_id(&self.keys, &plain);
             sealed.push(match self.known(&id) {
                 Some(known) => Sealed::Known(known),
-                None => Sealed::New(sealer.seal_as(id, plain)?),
+                None => Sealed::New(sealer.seal_chunk(id, plain)?),
             });
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +213,7 @@ impl Upload {
         progress: &Progress,
     ) -> Result<(Entry, Stored), SessionError> {
         let mut source = source;
-        let mut block = read_block(&mut source).await?;
+        let block = read_block(&mut source).await?;
         Progress::add(&progress.bytes_read, block.len() as u64);
         if block.len() <= INLINE_LIMIT
             && let Some(entry) = inline_file(&block)
@@ -230,21 +230,22 @@ impl Upload {
         let mut sealing: VecDeque<Sealing> = VecDeque::new();
         if block.len() <= CHUNK_MIN {
             // A single chunk, as the chunker would find: it ends here, and is too short to be cut.
-            sealing.push_back(self.begin_sealing(vec![block.into()]));
+            sealing.push_back(self.begin_sealing(vec![BytesMut::from(&block[..])]));
         } else {
-            let mut chunker = Some(Chunker::new(self.inner.keys.chunking_seed()));
-            while let Some(mut cutter) = chunker.take() {
-                let last = block.len() < BLOCK;
+            let mut chunker = Chunker::new(self.inner.keys.chunking_seed());
+            chunker.tail(block.len()).extend_from_slice(&block);
+            let mut last = block.len() < BLOCK;
+            drop(block);
+            loop {
                 let cut = move || {
-                    cutter.feed(&block);
-                    drop(block);
-                    let mut chunks: Vec<Bytes> = std::iter::from_fn(|| cutter.next_chunk()).collect();
+                    let mut chunks: Vec<BytesMut> = std::iter::from_fn(|| chunker.next_chunk()).collect();
                     if last {
-                        chunks.extend(std::iter::from_fn(|| cutter.finish()));
+                        chunks.extend(std::iter::from_fn(|| chunker.finish()));
                     }
-                    (cutter, chunks)
+                    (chunker, chunks)
                 };
-                let (cutter, chunks) = self.inner.executor.run(cut).await?;
+                let chunks;
+                (chunker, chunks) = self.inner.executor.run(cut).await?;
                 sealing.push_back(self.begin_sealing(chunks));
                 while sealing.len() >= SEALING {
                     self.pack_next(&mut sealing, &mut file, &mut stored, progress).await?;
@@ -252,9 +253,9 @@ impl Upload {
                 if last {
                     break;
                 }
-                block = read_block(&mut source).await?;
-                Progress::add(&progress.bytes_read, block.len() as u64);
-                chunker = Some(cutter);
+                let read = read_more(&mut source, chunker.tail(BLOCK)).await?;
+                Progress::add(&progress.bytes_read, read as u64);
+                last = read < BLOCK;
             }
         }
         while !sealing.is_empty() {
@@ -288,10 +289,10 @@ impl Upload {
     }
 
     /// Begins to seal chunks at once, on another thread.
-    fn begin_sealing(&self, chunks: Vec<Bytes>) -> Sealing {
+    fn begin_sealing(&self, chunks: Vec<BytesMut>) -> Sealing {
         let (executor, sealers) = (self.inner.executor.clone(), self.sealers.clone());
         tokio::spawn(async move {
-            let sealed = executor.run(move || sealers.seal(&chunks)).await?;
+            let sealed = executor.run(move || sealers.seal(chunks)).await?;
             sealed.map_err(|error| SessionError::Vault(error.into()))
         })
     }
@@ -316,7 +317,7 @@ impl Upload {
                     None => {
                         stored.new_bytes += u64::from(new.plain_len);
                         Progress::add(&progress.bytes_new, new.plain_len.into());
-                        Progress::add(&progress.bytes_stored, new.bytes.len() as u64);
+                        Progress::add(&progress.bytes_stored, new.stored_len() as u64);
                         self.pack(&new).await?
                     }
                 },
@@ -328,7 +329,7 @@ impl Upload {
     }
 
     async fn pack(&mut self, chunk: &SealedChunk) -> Result<ChunkRef, SessionError> {
-        if self.packer.open_len() > 0 && self.packer.open_len() + chunk.bytes.len() > self.full {
+        if self.packer.open_len() > 0 && self.packer.open_len() + chunk.stored_len() > self.full {
             self.close_stripe().await?;
         }
         let pointer = match self.packer.append(chunk) {
@@ -464,6 +465,14 @@ async fn read_block(source: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Se
     Ok(block)
 }
 
+/// Appends a block to `buffer`, which has room for it; returns its length, less than [`BLOCK`] only at the source's end.
+async fn read_more(source: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<usize, SessionError> {
+    let before = buffer.len();
+    let mut source = source.take(BLOCK as u64);
+    while source.read_buf(buffer).await.map_err(SessionError::Source)? > 0 {}
+    Ok(buffer.len() - before)
+}
+
 impl NodeStore for Upload {
     async fn load(&self, pointer: &PendingPointer) -> Result<Bytes, VaultError> {
         let fetcher = &self.inner.fetcher;
@@ -527,5 +536,10 @@ mod tests {
         assert_eq!(read_block(&mut source).await.unwrap().len(), BLOCK);
         assert_eq!(read_block(&mut source).await.unwrap().len(), 5);
         assert_eq!(read_block(&mut source).await.unwrap().len(), 0);
+        let (mut source, mut buffer) = (&bytes[..], BytesMut::from(&b"before"[..]));
+        for expected in [BLOCK, 5, 0] {
+            assert_eq!(read_more(&mut source, &mut buffer).await.unwrap(), expected);
+        }
+        assert!(buffer[..6] == *b"before" && buffer[6..] == bytes);
     }
 }

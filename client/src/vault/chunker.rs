@@ -2,9 +2,9 @@
 //!
 //! FastCDC (Xia et al. 2020, as the crate `fastcdc` has it) with a gear table that derives from the vault's seed, so
 //! that the lengths of chunks tell a stranger nothing about known files. Cuts depend on seed and content alone, never
-//! on how the bytes were fed. It buffers at most one chunk and one fed block. Parameters: FORMAT.md, "Cuts".
+//! on how the bytes came in. It buffers at most one chunk and what was added last. Parameters: FORMAT.md, "Cuts".
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
 /// Shortest chunk but the last, in bytes: 128 KiB.
@@ -46,27 +46,27 @@ impl Chunker {
         Self { gear, gear_shifted, mask_small, mask_large, buffer: BytesMut::new() }
     }
 
-    /// Takes the next bytes of the stream. Take all chunks ([`Chunker::next_chunk`]) before feeding more: what is fed
-    /// stays in memory until then.
-    pub fn feed(&mut self, block: &[u8]) {
-        if self.buffer.capacity() - self.buffer.len() < block.len() {
-            self.buffer.reserve(block.len().max(BUFFER - BUFFER.min(self.buffer.len())));
+    /// Where the next bytes of the stream go, with room for `len` at least. Take all chunks ([`Chunker::next_chunk`])
+    /// before adding more: what is added stays in memory until then. What is there already is not to be touched.
+    pub fn tail(&mut self, len: usize) -> &mut BytesMut {
+        if self.buffer.capacity() - self.buffer.len() < len {
+            self.buffer.reserve(len.max(BUFFER - BUFFER.min(self.buffer.len())));
         }
-        self.buffer.extend_from_slice(block);
+        &mut self.buffer
     }
 
-    /// The next chunk whose end is certain; `None` until more is fed.
-    pub fn next_chunk(&mut self) -> Option<Bytes> {
+    /// The next chunk whose end is certain; `None` until more is added.
+    pub fn next_chunk(&mut self) -> Option<BytesMut> {
         // With this much at hand no later byte can move the cut.
         (self.buffer.len() >= CHUNK_MAX).then(|| self.cut())
     }
 
-    /// After the last byte was fed: the remaining chunks, one per call, then `None`.
-    pub fn finish(&mut self) -> Option<Bytes> {
+    /// After the last byte: the remaining chunks, one per call, then `None`.
+    pub fn finish(&mut self) -> Option<BytesMut> {
         (!self.buffer.is_empty()).then(|| self.cut())
     }
 
-    fn cut(&mut self) -> Bytes {
+    fn cut(&mut self) -> BytesMut {
         let (_, len) = cut_gear(
             &self.buffer,
             CHUNK_MIN,
@@ -79,13 +79,13 @@ impl Chunker {
             &self.gear[..],
             &self.gear_shifted[..],
         );
-        self.buffer.split_to(len).freeze()
+        self.buffer.split_to(len)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use bytes::BytesMut;
     use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
     use super::{CHUNK_AVG, CHUNK_MAX, CHUNK_MIN, Chunker};
@@ -96,14 +96,14 @@ mod tests {
         bytes
     }
 
-    fn cut(chunker: &mut Chunker, data: &[u8], blocks: &[usize]) -> Vec<Bytes> {
+    fn cut(chunker: &mut Chunker, data: &[u8], blocks: &[usize]) -> Vec<BytesMut> {
         let (mut chunks, mut rest) = (Vec::new(), data);
         for &block in blocks.iter().cycle() {
             if rest.is_empty() {
                 break;
             }
             let (head, tail) = rest.split_at(block.min(rest.len()));
-            chunker.feed(head);
+            chunker.tail(head.len()).extend_from_slice(head);
             rest = tail;
             while let Some(chunk) = chunker.next_chunk() {
                 chunks.push(chunk);
@@ -118,7 +118,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
-        fn cuts_do_not_depend_on_feeding(
+        fn cuts_do_not_depend_on_how_bytes_come_in(
             seed in any::<u64>(),
             len in 0usize..(9 << 20),
             blocks in prop::collection::vec(1usize..(3 << 20), 1..5),
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn cuts_stay_where_they_are() {
         let chunks = cut(&mut Chunker::new(&[7; 32]), &noise(0, 4 << 20), &[1 << 20]);
-        let lengths: Vec<usize> = chunks.iter().map(Bytes::len).collect();
+        let lengths: Vec<usize> = chunks.iter().map(BytesMut::len).collect();
         assert_eq!(lengths, [1_106_148, 816_902, 499_706, 585_146, 382_703, 803_699]);
     }
 }

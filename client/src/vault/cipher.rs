@@ -23,10 +23,32 @@ pub(crate) fn encrypt(
     aad: &[u8],
     message: &mut [u8],
 ) -> Result<[u8; TAG_LEN], CipherError> {
+    scatter(key, nonce, aad, message, &[])
+}
+
+/// Encrypts `message` in place as if `last` stood behind it; returns that byte's ciphertext and the tag.
+pub(crate) fn encrypt_with_last(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    message: &mut [u8],
+    last: u8,
+) -> Result<[u8; 1 + TAG_LEN], CipherError> {
+    scatter(key, nonce, &[], message, &[last])
+}
+
+/// Encrypts `message` in place, and what is `behind` it into the result, where the tag follows.
+fn scatter<const END: usize>(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    aad: &[u8],
+    message: &mut [u8],
+    behind: &[u8],
+) -> Result<[u8; END], CipherError> {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
     let nonce = Nonce::assume_unique_for_key(nonce);
-    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), message).map_err(|_| CipherError)?;
-    tag.as_ref().try_into().map_err(|_| CipherError)
+    let mut end = [0; END];
+    key.seal_in_place_scatter(nonce, Aad::from(aad), message, behind, &mut end).map_err(|_| CipherError)?;
+    Ok(end)
 }
 
 /// Decrypts `sealed` (ciphertext, then tag) into a new buffer.

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use potluck_proto::blocks::{BLOCK_LEN, TreeBuilder};
 use potluck_proto::cert::DeviceCert;
 use potluck_proto::codec::{Codec, CodecError};
-use potluck_proto::id::{ChunkId, Digest, StripeId};
+use potluck_proto::id::{ChunkId, StripeId};
 use potluck_proto::key::SecretKey;
 use potluck_proto::stripe::{DATA_LIMIT, Scheme, SignedHeader, StripeHeader, padded_len, shard_len};
 
@@ -18,11 +20,15 @@ use super::StoredObject;
 use super::pointer::{Location, PendingPointer, Place, StripeRef, Unsealed};
 use super::seal::{SealError, SealedChunk, Sealer};
 
+/// Buffers of stripes that are on the ring, kept for the next ones: fresh memory of this size costs as much as coding.
+const BUFFERS: usize = 2;
+
 /// Collects chunks into stripes of one scheme.
 pub struct Packer {
     scheme: Scheme,
     sequence: u64,
     data: Vec<u8>,
+    buffers: Arc<Buffers>,
     finished: BTreeMap<u64, StripeId>,
 }
 
@@ -42,7 +48,7 @@ impl Packer {
     /// An empty packer.
     #[must_use]
     pub fn new(scheme: Scheme) -> Self {
-        Self { scheme, sequence: 0, data: Vec::new(), finished: BTreeMap::new() }
+        Self { scheme, sequence: 0, data: Vec::new(), buffers: Arc::default(), finished: BTreeMap::new() }
     }
 
     /// The number of the open stripe. The first is 0, each [`Packer::close`] that has something to close adds 1.
@@ -59,18 +65,19 @@ impl Packer {
 
     /// Puts a chunk into the open stripe; `None`, and nothing done, if there is no room: close it and try again.
     pub fn append(&mut self, chunk: &SealedChunk) -> Option<PendingPointer> {
-        if self.data.len() + chunk.bytes.len() > DATA_LIMIT {
+        if self.data.len() + chunk.stored_len() > DATA_LIMIT {
             return None;
         }
         if self.data.capacity() == 0 {
             // Room for all shards at once, so that neither growing nor coding copies anything. Pages that stay
             // untouched cost no memory.
             let shard = shard_len(DATA_LIMIT, self.scheme.k());
+            self.data = self.buffers.take();
             self.data.reserve_exact(shard * self.scheme.n());
         }
         // Both fit: the limit of a stripe is 16 MiB.
-        let (offset, len) = (self.data.len() as u32, chunk.bytes.len() as u32);
-        self.data.extend_from_slice(&chunk.bytes);
+        let (offset, len) = (self.data.len() as u32, chunk.stored_len() as u32);
+        chunk.stored().iter().for_each(|part| self.data.extend_from_slice(part));
         Some(PendingPointer { stripe: StripeRef::Open(self.sequence), offset, len, hash: chunk.hash })
     }
 
@@ -80,7 +87,7 @@ impl Packer {
             Ok(plain) => plain,
             Err(unsealed) => return Ok(Placed::Waits(unsealed)),
         };
-        let chunk = sealer.seal_as(id, &plain)?;
+        let chunk = sealer.seal_object(id, &plain)?;
         Ok(self.append(&chunk).map_or(Placed::Full, Placed::At))
     }
 
@@ -90,7 +97,8 @@ impl Packer {
         if self.data.is_empty() {
             return None;
         }
-        let closed = OpenStripe { sequence: self.sequence, scheme: self.scheme, data: std::mem::take(&mut self.data) };
+        let (data, buffers) = (std::mem::take(&mut self.data), self.buffers.clone());
+        let closed = OpenStripe { sequence: self.sequence, scheme: self.scheme, data, buffers };
         self.sequence += 1;
         Some(closed)
     }
@@ -142,6 +150,40 @@ pub struct OpenStripe {
     sequence: u64,
     scheme: Scheme,
     data: Vec<u8>,
+    buffers: Arc<Buffers>,
+}
+
+/// Buffers for further use.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// An empty one.
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+}
+
+/// A buffer that goes back when the last of a stripe's shards is dropped.
+struct Lent {
+    bytes: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffers = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < BUFFERS {
+            self.bytes.clear();
+            buffers.push(std::mem::take(&mut self.bytes));
+        }
+    }
 }
 
 /// A stripe as it goes to its homes.
@@ -170,13 +212,15 @@ impl OpenStripe {
 
     /// Pads, codes, hashes and signs; `created_ms` is the writer's clock, for people. Takes milliseconds of one core.
     pub fn seal(self, writer: &Writer, created_ms: u64) -> Result<SealedStripe, CodecError> {
-        let Self { sequence, scheme, data: mut buffer } = self;
+        let Self { sequence, scheme, data: mut buffer, buffers } = self;
         let data_len = padded_len(buffer.len());
         let shard = shard_len(data_len, scheme.k());
         buffer.resize(shard * scheme.n(), 0);
         let (data, parity) = buffer.split_at_mut(shard * scheme.k());
-        Codec::new(scheme).encode(data, parity)?;
-        let buffer = Bytes::from(buffer);
+        let mut trees = vec![TreeBuilder::new(shard as u64); scheme.n()];
+        // Hashed while they are in the processor's cache.
+        Codec::new(scheme).encode_stepwise(data, parity, BLOCK_LEN, |index, block| trees[index].push(block))?;
+        let buffer = Bytes::from_owner(Lent { bytes: buffer, home: buffers });
         let shards: Vec<Bytes> =
             (0..scheme.n()).map(|index| buffer.slice(index * shard..(index + 1) * shard)).collect();
         let header = StripeHeader {
@@ -188,7 +232,7 @@ impl OpenStripe {
             // Both fit: a stripe's data is at most 16 MiB.
             shard_len: shard as u32,
             data_len: data_len as u32,
-            shards: shards.iter().map(|bytes| Digest::of(bytes)).collect(),
+            shards: trees.into_iter().map(|tree| tree.finish().root()).collect(),
         };
         Ok(SealedStripe { sequence, header: header.sign(&writer.key), shards })
     }
@@ -255,7 +299,7 @@ mod tests {
                 stripes.push(packer.close().unwrap().seal(&writer(keys.signing()), 5).unwrap());
                 packer.append(chunk).unwrap()
             });
-            assert_eq!(packer.read_open(&pointer), Some(&chunk.bytes[..]));
+            assert_eq!(packer.read_open(&pointer), Some(&chunk.stored().concat()[..]));
             pointers.push(pointer);
         }
         stripes.push(packer.close().unwrap().seal(&writer(keys.signing()), 5).unwrap());

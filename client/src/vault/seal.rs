@@ -3,8 +3,11 @@
 //! A chunk is compressed where that pays, hashed with a key, and encrypted under a key and nonce that derive from that
 //! hash: the same bytes always give the same stored bytes, different ones never share a key. Opening gives exactly what
 //! was sealed or an error, never other bytes. Layout: FORMAT.md, "Chunk".
+//!
+//! A data chunk that does not compress is hashed once and encrypted where it lies: its hash goes over its id, which is a
+//! keyed hash of every byte already.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use potluck_proto::id::{ChunkId, Digest};
 use zeroize::Zeroizing;
 
@@ -23,11 +26,19 @@ const ZSTD_LEVEL: i32 = 1;
 /// Compression pays if it saves at least this fraction: 1/16.
 const LEAST_SAVING: usize = 16;
 
-const FORM_RAW: u8 = 0;
+/// An object as it is.
+const FORM_OBJECT: u8 = 0;
+/// The plaintext's length and a zstd frame.
 const FORM_ZSTD: u8 = 1;
+/// A data chunk as it is.
+const FORM_CHUNK: u8 = 2;
 
-/// The form byte and the plaintext's length before zstd's bytes.
-const ZSTD_PREFIX: usize = 5;
+/// The plaintext's length before zstd's bytes.
+const ZSTD_PREFIX: usize = 4;
+
+/// Bytes of a sample, and distance from one to the next: 1 in 8.
+const SAMPLE: usize = 8 << 10;
+const SAMPLE_DISTANCE: usize = 64 << 10;
 
 /// Why a chunk could not be sealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,10 +81,26 @@ pub struct SealedChunk {
     pub id: ChunkId,
     /// Bytes of plaintext.
     pub plain_len: u32,
-    /// Keyed BLAKE3 of the bytes that were encrypted; goes into the pointer.
+    /// Keyed BLAKE3 of what was encrypted; goes into the pointer.
     pub hash: Digest,
-    /// Ciphertext and tag.
-    pub bytes: Bytes,
+    /// Ciphertext but for its last byte.
+    body: Bytes,
+    /// The ciphertext's last byte, which is the form's, and the tag.
+    end: [u8; OVERHEAD],
+}
+
+impl SealedChunk {
+    /// Length of the stored bytes.
+    #[must_use]
+    pub fn stored_len(&self) -> usize {
+        self.body.len() + OVERHEAD
+    }
+
+    /// The stored bytes, ciphertext and tag, in two parts.
+    #[must_use]
+    pub fn stored(&self) -> [&[u8]; 2] {
+        [&self.body, &self.end]
+    }
 }
 
 fn keyed(key: &[u8; KEY_LEN], bytes: &[u8]) -> [u8; 32] {
@@ -92,6 +119,11 @@ fn key_and_nonce(keys: &VaultKeys, hash: &Digest) -> (Zeroizing<[u8; KEY_LEN]>, 
     stream.fill(&mut *key);
     stream.fill(&mut nonce);
     (key, nonce)
+}
+
+/// The hash of what is encrypted: `body`, then the form's byte.
+fn hash_of(keys: &VaultKeys, body: &[u8], form: u8) -> Digest {
+    Digest(*blake3::Hasher::new_keyed(&keys.stored_hash).update(body).update(&[form]).finalize().as_bytes())
 }
 
 /// Seals chunks; one per thread, as it keeps a compressor and a buffer of up to a chunk.
@@ -117,44 +149,79 @@ impl Sealer {
 
     /// Seals a data chunk: its id is [`chunk_id`] of it.
     pub fn seal(&mut self, plain: &[u8]) -> Result<SealedChunk, SealError> {
-        let id = chunk_id(&self.keys, plain);
-        self.seal_as(id, plain)
+        self.seal_chunk(chunk_id(&self.keys, plain), plain.into())
     }
 
-    /// Seals a chunk whose id is known: a data chunk's, or that of an object, which does not hash its plaintext.
-    pub fn seal_as(&mut self, id: ChunkId, plain: &[u8]) -> Result<SealedChunk, SealError> {
-        let plain_len = u32::try_from(plain.len()).ok().filter(|_| plain.len() <= PLAIN_LIMIT);
-        let plain_len = plain_len.ok_or(SealError::TooLong(plain.len()))?;
-        let mut buffer = self.form(plain, plain_len);
-        let hash = Digest(keyed(&self.keys.stored_hash, &buffer));
-        let (key, nonce) = key_and_nonce(&self.keys, &hash);
-        let tag = cipher::encrypt(&key, nonce, &[], &mut buffer).map_err(|_| SealError::Library("cipher"))?;
-        buffer.extend_from_slice(&tag);
-        Ok(SealedChunk { id, plain_len, hash, bytes: buffer.into() })
-    }
-
-    /// The bytes to encrypt, with room for the tag.
-    fn form(&mut self, plain: &[u8], plain_len: u32) -> Vec<u8> {
-        // A buffer that compression must fit into for it to pay: so zstd stops early where it does not.
-        let most = plain.len() - plain.len() / LEAST_SAVING;
-        if most > ZSTD_PREFIX && most < plain.len() {
-            let room = most - ZSTD_PREFIX;
-            if self.scratch.len() < room {
-                self.scratch.resize(room, 0);
-            }
-            if let Ok(len) = self.zstd.compress_to_buffer(plain, &mut self.scratch[..room]) {
-                let mut buffer = Vec::with_capacity(ZSTD_PREFIX + len + TAG_LEN);
-                buffer.push(FORM_ZSTD);
-                buffer.extend_from_slice(&plain_len.to_le_bytes());
-                buffer.extend_from_slice(&self.scratch[..len]);
-                return buffer;
-            }
+    /// Seals a data chunk whose id, which must be [`chunk_id`] of it, is known; in its own memory if it does not
+    /// compress.
+    pub fn seal_chunk(&mut self, id: ChunkId, plain: BytesMut) -> Result<SealedChunk, SealError> {
+        let plain_len = plain_len(&plain)?;
+        match self.compress(&plain, plain_len) {
+            Some(body) => self.encrypt(id, plain_len, hash_of(&self.keys, &body, FORM_ZSTD), body, FORM_ZSTD),
+            None => self.encrypt(id, plain_len, hash_of(&self.keys, id.as_bytes(), FORM_CHUNK), plain, FORM_CHUNK),
         }
-        let mut buffer = Vec::with_capacity(plain.len() + OVERHEAD);
-        buffer.push(FORM_RAW);
-        buffer.extend_from_slice(plain);
-        buffer
     }
+
+    /// Seals an object, whose id, unlike a data chunk's, is no hash of its bytes.
+    pub fn seal_object(&mut self, id: ChunkId, plain: &[u8]) -> Result<SealedChunk, SealError> {
+        let plain_len = plain_len(plain)?;
+        let (body, form) = match self.compress(plain, plain_len) {
+            Some(body) => (body, FORM_ZSTD),
+            None => (plain.into(), FORM_OBJECT),
+        };
+        self.encrypt(id, plain_len, hash_of(&self.keys, &body, form), body, form)
+    }
+
+    fn encrypt(
+        &self,
+        id: ChunkId,
+        plain_len: u32,
+        hash: Digest,
+        mut body: BytesMut,
+        form: u8,
+    ) -> Result<SealedChunk, SealError> {
+        let (key, nonce) = key_and_nonce(&self.keys, &hash);
+        let end = cipher::encrypt_with_last(&key, nonce, &mut body, form).map_err(|_| SealError::Library("cipher"))?;
+        Ok(SealedChunk { id, plain_len, hash, body: body.freeze(), end })
+    }
+
+    /// The length and a zstd frame, if that pays.
+    fn compress(&mut self, plain: &[u8], plain_len: u32) -> Option<BytesMut> {
+        // Space that compression must fit into for it to pay: so zstd stops early where it does not.
+        let room = (plain.len() - plain.len() / LEAST_SAVING).checked_sub(ZSTD_PREFIX)?;
+        if room == 0 || room + ZSTD_PREFIX == plain.len() || !self.promises(plain) {
+            return None;
+        }
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
+        let len = self.zstd.compress_to_buffer(plain, &mut self.scratch[..room]).ok()?;
+        let mut body = BytesMut::with_capacity(ZSTD_PREFIX + len);
+        body.extend_from_slice(&plain_len.to_le_bytes());
+        body.extend_from_slice(&self.scratch[..len]);
+        Some(body)
+    }
+
+    /// Whether any sample of a long chunk gets shorter. Most of what people keep is compressed already, and trying a
+    /// sample costs an eighth of trying the whole.
+    fn promises(&mut self, plain: &[u8]) -> bool {
+        if plain.len() < 2 * SAMPLE_DISTANCE {
+            return true;
+        }
+        let room = SAMPLE - SAMPLE / LEAST_SAVING;
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
+        plain
+            .chunks(SAMPLE_DISTANCE)
+            .filter_map(|piece| piece.get(..SAMPLE))
+            .any(|sample| self.zstd.compress_to_buffer(sample, &mut self.scratch[..room]).is_ok())
+    }
+}
+
+fn plain_len(plain: &[u8]) -> Result<u32, SealError> {
+    let len = u32::try_from(plain.len()).ok().filter(|_| plain.len() <= PLAIN_LIMIT);
+    len.ok_or(SealError::TooLong(plain.len()))
 }
 
 /// Opens chunks; one per thread, as it keeps a decompressor.
@@ -172,34 +239,46 @@ impl Opener {
 
     /// The plaintext of stored bytes whose pointer carries `hash`: for objects, which check their own ids.
     pub fn open(&mut self, hash: &Digest, stored: &[u8]) -> Result<Bytes, OpenError> {
-        if stored.len() > PLAIN_LIMIT + OVERHEAD {
-            return Err(OpenError::Tag);
-        }
-        let (key, nonce) = key_and_nonce(&self.keys, hash);
-        let form = cipher::decrypt(&key, nonce, &[], stored).map_err(|_| OpenError::Tag)?;
-        if keyed(&self.keys.stored_hash, &form) != hash.0 {
-            return Err(OpenError::Hash);
-        }
-        match form.first() {
-            Some(&FORM_RAW) => Ok(Bytes::from(form).slice(1..)),
-            Some(&FORM_ZSTD) => self.decompress(&form),
-            Some(&other) => Err(OpenError::Form(other)),
-            None => Err(OpenError::Hash),
-        }
+        Ok(self.open_any(hash, stored)?.0)
     }
 
     /// The plaintext of a data chunk, checked against its id too.
     pub fn open_chunk(&mut self, id: &ChunkId, hash: &Digest, stored: &[u8]) -> Result<Bytes, OpenError> {
-        let plain = self.open(hash, stored)?;
-        if chunk_id(&self.keys, &plain) != *id {
+        let (plain, found) = self.open_any(hash, stored)?;
+        if found.unwrap_or_else(|| chunk_id(&self.keys, &plain)) != *id {
             return Err(OpenError::Id);
         }
         Ok(plain)
     }
 
-    fn decompress(&mut self, form: &[u8]) -> Result<Bytes, OpenError> {
-        let (prefix, compressed) = form.split_at_checked(ZSTD_PREFIX).ok_or(OpenError::Compression)?;
-        let len = u32::from_le_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+    /// The plaintext, and its id if that had to be found out.
+    fn open_any(&mut self, hash: &Digest, stored: &[u8]) -> Result<(Bytes, Option<ChunkId>), OpenError> {
+        if stored.len() > PLAIN_LIMIT + OVERHEAD {
+            return Err(OpenError::Tag);
+        }
+        let (key, nonce) = key_and_nonce(&self.keys, hash);
+        let mut body = cipher::decrypt(&key, nonce, &[], stored).map_err(|_| OpenError::Tag)?;
+        let form = body.pop().ok_or(OpenError::Hash)?;
+        if form == FORM_CHUNK {
+            let id = chunk_id(&self.keys, &body);
+            return match hash_of(&self.keys, id.as_bytes(), form) == *hash {
+                true => Ok((body.into(), Some(id))),
+                false => Err(OpenError::Hash),
+            };
+        }
+        if hash_of(&self.keys, &body, form) != *hash {
+            return Err(OpenError::Hash);
+        }
+        match form {
+            FORM_OBJECT => Ok((body.into(), None)),
+            FORM_ZSTD => Ok((self.decompress(&body)?, None)),
+            other => Err(OpenError::Form(other)),
+        }
+    }
+
+    fn decompress(&mut self, body: &[u8]) -> Result<Bytes, OpenError> {
+        let (len, compressed) = body.split_first_chunk::<ZSTD_PREFIX>().ok_or(OpenError::Compression)?;
+        let len = u32::from_le_bytes(*len) as usize;
         if len > PLAIN_LIMIT {
             return Err(OpenError::Compression);
         }

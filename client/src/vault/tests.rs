@@ -28,13 +28,13 @@ fn put(store: &mut MemoryStore, chunker: &mut Chunker, data: &[u8]) -> Entry {
         now(builder.push(store, &chunk, pointer)).unwrap();
     };
     for block in data.chunks(700_000) {
-        chunker.feed(block);
+        chunker.tail(block.len()).extend_from_slice(block);
         while let Some(plain) = chunker.next_chunk() {
-            push(store, plain);
+            push(store, plain.freeze());
         }
     }
     while let Some(plain) = chunker.finish() {
-        push(store, plain);
+        push(store, plain.freeze());
     }
     let (size, content) = now(builder.finish(store)).unwrap();
     Entry { size, content, mode: 0o644, ..Entry::inline(Kind::File, Bytes::new()) }

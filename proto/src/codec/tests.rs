@@ -70,6 +70,24 @@ fn parity_is_the_crates_own() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+#[test]
+fn steps_make_the_same_parity_and_show_every_byte() -> Result<(), Box<dyn std::error::Error>> {
+    for (k, m, len, step) in
+        [(1, 0, 5, 2), (2, 2, 4096, 1000), (5, 3, 8193, 4096), (5, 3, 300, 300), (10, 4, 129, 1000)]
+    {
+        let codec = codec(k, m)?;
+        let data = noise(k * len, 3);
+        let expected = encoded(&codec, &data, len)?;
+        let (mut parity, mut seen) = (vec![0xee; m * len], vec![Vec::new(); k + m]);
+        codec.encode_stepwise(&data, &mut parity, step, |index, piece| {
+            assert_eq!(piece.len(), step.min(len - seen[index].len()));
+            seen[index].extend_from_slice(piece);
+        })?;
+        assert!(seen == expected && parity == expected[k..].concat(), "{k}+{m}, {len} bytes by {step}");
+    }
+    Ok(())
+}
+
 /// A scheme, and in random order some of its indices, at least k.
 fn scheme_and_present(k: usize, m: usize) -> impl Strategy<Value = ((usize, usize), Vec<usize>)> {
     let present = subsequence((0..k + m).collect::<Vec<_>>(), k..=k + m);
