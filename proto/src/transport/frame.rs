@@ -5,7 +5,7 @@
 
 use std::mem::take;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
@@ -16,6 +16,13 @@ pub(super) const HEAD_LEN: usize = 8;
 
 /// Pieces of a payload that are taken from the stream at once.
 const CHUNKS: usize = 32;
+
+/// Payloads of this length or more, in bytes, begin at a multiple of [`PAGE`] in memory, so that a disk can take them as
+/// they lie.
+const ALIGNED_FROM: usize = 64 << 10;
+
+/// A page of memory and a block of a disk, in bytes.
+const PAGE: usize = 4096;
 
 /// The most that a frame may hold, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +128,7 @@ async fn read_exact(recv: &mut RecvStream, bytes: &mut [u8]) -> Result<(), Frame
 }
 
 async fn read_payload(recv: &mut RecvStream, length: usize) -> Result<Bytes, FrameError> {
-    let mut payload = BytesMut::with_capacity(length);
+    let mut payload = room(length);
     let mut chunks: [Bytes; CHUNKS] = Default::default();
     // Read to the end of the stream, also when nothing is missing: a longer payload than announced is an error.
     while let Some(count) = recv.read_chunks(&mut chunks).await? {
@@ -136,6 +143,18 @@ async fn read_payload(recv: &mut RecvStream, length: usize) -> Result<Bytes, Fra
         return Err(FrameError::Bad(format!("the payload ends after {} of {length} bytes", payload.len())));
     }
     Ok(payload.freeze())
+}
+
+/// Room for a payload of `length` bytes.
+fn room(length: usize) -> BytesMut {
+    if length < ALIGNED_FROM {
+        return BytesMut::with_capacity(length);
+    }
+    let mut payload = BytesMut::with_capacity(length + PAGE);
+    let skipped = payload.as_ptr().align_offset(PAGE).min(PAGE);
+    payload.put_bytes(0, skipped);
+    payload.advance(skipped);
+    payload
 }
 
 #[cfg(test)]
@@ -168,6 +187,18 @@ mod tests {
         assert_eq!(frame.concat(), b"\x02\0\0\0\x06\0\0\0\x08\x07abcabc");
         // The payload is sent as it was given, not copied.
         assert_eq!(frame[1].as_ptr(), payload.as_ptr());
+    }
+
+    #[test]
+    fn long_payloads_lie_at_a_page() {
+        for length in [0, 1, ALIGNED_FROM - 1, ALIGNED_FROM, ALIGNED_FROM + 5, 1 << 20] {
+            let mut payload = room(length);
+            let before = payload.as_ptr();
+            assert!(payload.is_empty() && payload.capacity() >= length);
+            assert!(length < ALIGNED_FROM || before.align_offset(PAGE) == 0);
+            payload.put_bytes(7, length);
+            assert_eq!(payload.freeze().as_ptr(), before, "filling it moves nothing");
+        }
     }
 
     #[test]

@@ -28,6 +28,17 @@ const HEADER_LIMIT: u32 = 64 << 10;
 /// Length of the checksum after the chaining values.
 const CHECKSUM_LEN: usize = 32;
 
+/// Shards of this length or more, in bytes, begin at a block of the disk, so that they can be written as they lie.
+const ALIGNED_FROM: usize = 64 << 10;
+
+/// A block of the disk, in bytes.
+const BLOCK: usize = 4096;
+
+/// Where the payload begins behind `len` bytes.
+fn payload_at(len: usize, shard_len: usize) -> usize {
+    if shard_len < ALIGNED_FROM { len } else { len.next_multiple_of(BLOCK) }
+}
+
 /// All that stands before the payload.
 pub(super) struct Prefix {
     pub(super) index: usize,
@@ -53,7 +64,9 @@ pub(super) fn encode(header: &SignedHeader, index: usize, touched: u64, tree: &B
         .raw(tree.as_bytes());
     let checksum = blake3::hash(encoder.as_slice());
     encoder.raw(checksum.as_bytes());
-    encoder.into_bytes()
+    let mut bytes = encoder.into_bytes();
+    bytes.resize(payload_at(bytes.len(), tree.shard_len() as usize), 0);
+    bytes
 }
 
 impl Prefix {
@@ -77,7 +90,8 @@ impl Prefix {
         let (header, tree) = checked[FIXED_LEN..].split_at(header_len as usize);
         let tree = BlockTree::from_bytes(tree, shard_len.into()).map_err(|_| StoreError::Corrupt("chaining values"))?;
         let header = Bytes::copy_from_slice(header);
-        Ok(Self { index: index.into(), touched, header, tree, payload_at: bytes.len() as u64 })
+        let payload_at = payload_at(bytes.len(), shard_len as usize) as u64;
+        Ok(Self { index: index.into(), touched, header, tree, payload_at })
     }
 }
 

@@ -1,11 +1,11 @@
 //! Writing a new file past the page cache (O_DIRECT), where the file system can.
 //!
 //! Shards are written once and seldom read soon: a copy in the page cache costs processor time and other programs'
-//! memory. Such writes must begin and end at blocks, in memory and in the file: bytes are gathered in a buffer that
-//! does, the last block is filled up, and the file is then cut to its length.
+//! memory. Such writes must begin and end at blocks, in memory and in the file. What lies so is written as it lies;
+//! the rest is gathered in a buffer that does, the last block is filled up, and the file is then cut to its length.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -66,6 +66,9 @@ impl Writer {
 
     fn write_direct(&self, file: &File, parts: &[&[u8]]) -> io::Result<()> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
+        if len == 0 {
+            return Ok(());
+        }
         let room = len.next_multiple_of(BLOCK) as u64;
         // Known at once whether there is space; and the length is not changed by each write.
         match fallocate(file, FallocateFlags::empty(), 0, room) {
@@ -73,22 +76,12 @@ impl Writer {
             Err(error) => return Err(error.into()),
         }
         let mut buffer = self.buffers().pop().unwrap_or_else(Buffer::new);
-        let mut filled = 0;
-        for part in parts {
-            let mut rest = *part;
-            while !rest.is_empty() {
-                let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
-                buffer.bytes_mut()[filled..filled + now.len()].copy_from_slice(now);
-                (filled, rest) = (filled + now.len(), later);
-                if filled == PIECE {
-                    write_all(file, buffer.bytes())?;
-                    filled = 0;
-                }
+        match parts {
+            [first, second] if first.len() % BLOCK == 0 && first.len() < PIECE && is_aligned(second) => {
+                write_as_it_lies(file, &mut buffer, first, second)?;
             }
+            _ => write_through(file, &mut buffer, parts)?,
         }
-        let end = filled.next_multiple_of(BLOCK);
-        buffer.bytes_mut()[filled..end].fill(0);
-        write_all(file, &buffer.bytes()[..end])?;
         let mut buffers = self.buffers();
         if buffers.len() < KEPT {
             buffers.push(buffer);
@@ -102,14 +95,53 @@ impl Writer {
     }
 }
 
+fn is_aligned(bytes: &[u8]) -> bool {
+    bytes.as_ptr().align_offset(BLOCK) == 0
+}
+
+/// Writes `first`, whole blocks, and `second`, which begins at a block: only the ends go through the buffer.
+fn write_as_it_lies(file: &File, buffer: &mut Buffer, first: &[u8], second: &[u8]) -> io::Result<()> {
+    let (whole, rest) = second.split_at(second.len() / BLOCK * BLOCK);
+    let (head, tail) = buffer.bytes_mut()[..first.len() + BLOCK].split_at_mut(first.len());
+    head.copy_from_slice(first);
+    tail[..rest.len()].copy_from_slice(rest);
+    tail[rest.len()..].fill(0);
+    let end = rest.len().next_multiple_of(BLOCK);
+    write_all(file, &mut [IoSlice::new(head), IoSlice::new(whole), IoSlice::new(&tail[..end])])
+}
+
+/// Writes all parts, one after the other, by way of the buffer.
+fn write_through(file: &File, buffer: &mut Buffer, parts: &[&[u8]]) -> io::Result<()> {
+    let mut filled = 0;
+    for part in parts {
+        let mut rest = *part;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
+            buffer.bytes_mut()[filled..filled + now.len()].copy_from_slice(now);
+            (filled, rest) = (filled + now.len(), later);
+            if filled == PIECE {
+                write_all(file, &mut [IoSlice::new(buffer.bytes())])?;
+                filled = 0;
+            }
+        }
+    }
+    let end = filled.next_multiple_of(BLOCK);
+    buffer.bytes_mut()[filled..end].fill(0);
+    write_all(file, &mut [IoSlice::new(&buffer.bytes()[..end])])
+}
+
 /// Writes whole blocks. A write that ended inside one cannot be continued past the page cache: it is an error.
-fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(mut file: &File, mut bytes: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut bytes, 0);
     while !bytes.is_empty() {
-        let written = file.write(bytes)?;
+        let written = match file.write_vectored(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            written => written?,
+        };
         if written == 0 || written % BLOCK != 0 {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took a part of a block only"));
         }
-        bytes = &bytes[written..];
+        IoSlice::advance_slices(&mut bytes, written);
     }
     Ok(())
 }
@@ -143,17 +175,26 @@ mod tests {
     #[test]
     fn any_length_is_written_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let writer = Writer::new(folder.path()).unwrap();
+        let direct = Writer::new(folder.path()).unwrap();
         let buffered = Writer { direct: false, buffers: Mutex::default() };
-        let bytes: Vec<u8> = (0..3 * PIECE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 700, 3 * PIECE] {
-            for writer in [&writer, &buffered] {
-                let path = folder.path().join("file");
-                let (first, second) = bytes[..len].split_at(len / 3);
-                writer.create(&path, &[first, second]).unwrap();
-                assert!(std::fs::read(&path).unwrap() == bytes[..len], "{len} bytes, direct: {}", writer.direct);
-                assert!(writer.create(&path, &[first]).is_err(), "a file that is there is not written over");
-                std::fs::remove_file(path).unwrap();
+        let memory: Vec<u8> =
+            (0..(3 * PIECE + BLOCK) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let bytes = &memory[memory.as_ptr().align_offset(BLOCK)..];
+        for len in [0, 1, BLOCK, PIECE - 1, PIECE + 1, 3 * PIECE - BLOCK] {
+            // The second part begins at a block in memory, in the file, in both, or in neither.
+            for (from, split) in [(0, 0), (0, BLOCK), (0, 700), (1, BLOCK - 1)] {
+                let (first, second) = (&bytes[from..][..split.min(len)], &bytes[from..][split.min(len)..len]);
+                for writer in [&direct, &buffered] {
+                    let path = folder.path().join("file");
+                    writer.create(&path, &[first, second]).unwrap();
+                    assert!(
+                        std::fs::read(&path).unwrap() == bytes[from..][..len],
+                        "{len} bytes, direct: {}",
+                        writer.direct
+                    );
+                    assert!(writer.create(&path, &[first]).is_err(), "a file that is there is not written over");
+                    std::fs::remove_file(path).unwrap();
+                }
             }
         }
     }
