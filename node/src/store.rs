@@ -73,6 +73,8 @@ pub struct Usage {
     pub live: u64,
     /// Of shards in the trash.
     pub trash: u64,
+    /// Of shards that were found damaged or unreadable and are still there.
+    pub damaged: u64,
     /// How many shards are live.
     pub shards: u64,
 }
@@ -83,9 +85,13 @@ pub enum StoreError {
     /// There is no such shard.
     #[error("no such shard here")]
     NotFound,
-    /// What is on disk does not match its hash; the shard was set aside and counts as missing.
+    /// What is on disk does not match its hash, or is gone; the shard was set aside and counts as missing.
     #[error("the shard on disk is damaged and was set aside: {0}")]
     Corrupt(&'static str),
+    /// The disk does not give the shard, or a newer version wrote it. It stays where it is, counts as missing, and is
+    /// tried again from time to time.
+    #[error("the shard on disk cannot be read: {0}")]
+    Unreadable(String),
     /// The offered capacity or the disk is used up; reads and deletions go on.
     #[error("no space for new shards")]
     Full,
@@ -95,6 +101,14 @@ pub enum StoreError {
     /// The operating system failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl StoreError {
+    /// Whether the shard was held and now counts as missing.
+    #[must_use]
+    pub fn lost(&self) -> bool {
+        matches!(self, Self::Corrupt(_) | Self::Unreadable(_))
+    }
 }
 
 /// Keeps shards.
@@ -127,8 +141,15 @@ pub trait ShardStore: Send + Sync + 'static {
     /// Takes a shard out of the trash.
     fn revive(&self, key: ShardKey) -> Result<(), StoreError>;
 
-    /// Deletes what has been in the trash past its time; returns how many shards.
-    fn empty_trash(&self, running_ms: u64) -> Result<usize, StoreError>;
+    /// Up to `limit` shards, after `after` in order, that have been in the trash past their time.
+    fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError>;
+
+    /// Deletes a shard that is still in the trash past its time; false if it is not. Whether another copy exists is for
+    /// the caller to know.
+    fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError>;
+
+    /// Tries shards that could not be read once more, a few at a time; returns those that can be.
+    fn retry_unreadable(&self) -> Vec<ShardKey>;
 
     /// Records that k siblings were proved to exist.
     fn set_complete(&self, key: ShardKey) -> Result<(), StoreError>;

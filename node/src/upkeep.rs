@@ -23,6 +23,9 @@ const AUDITS: usize = 16;
 /// Time between two looks at the trash.
 const TRASH_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Shards that one look at the trash deletes at most.
+const TRASH_AT_ONCE: usize = 1024;
+
 /// The longest that scrub rests between two shards, so that a nearly empty node still notices a stop and new shards.
 const SCRUB_REST: Duration = Duration::from_secs(60);
 
@@ -69,7 +72,7 @@ fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<(), StoreError> {
     for held in core.store.held(&stripe)? {
         match core.store.verify(ShardKey { stripe, index: held.index }) {
             Ok(bytes) => core.metrics.scrubbed_bytes.inc_by(bytes),
-            Err(StoreError::Corrupt(_)) => core.found_corrupt(stripe, FoundBy::Scrub),
+            Err(error) if error.lost() => core.found_corrupt(stripe, FoundBy::Scrub),
             Err(StoreError::NotFound) => {}
             Err(error) => return Err(error),
         }
@@ -121,24 +124,59 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Deletes what has been in the trash for its time, until `stop` is set.
+/// Deletes what has been in the trash for its time and proves to be elsewhere, and tries unreadable shards again, until
+/// `stop` is set.
 pub async fn trash(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     core.metrics.loop_started(Loop::Trash, core.uptime());
+    let mut after = None;
     while rest(&mut stop, TRASH_INTERVAL).await {
-        // A node that reaches no more than half of the ring deletes nothing.
-        if !core.membership.view().majority() {
-            continue;
-        }
         let began = Instant::now();
-        let (shared, running_ms) = (core.clone(), core.running_ms());
-        match core.executor.run(move || shared.store.empty_trash(running_ms)).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(shards)) => tracing::info!(shards, "deleted from the trash"),
-            Ok(Err(error)) => tracing::error!(%error, "the trash cannot be emptied"),
-            Err(error) => tracing::error!(%error, "the trash cannot be emptied"),
+        let shared = core.clone();
+        if let Ok(back) = core.executor.run(move || shared.store.retry_unreadable()).await {
+            back.iter().for_each(|key| core.alerts.add(key.stripe));
+        }
+        // A node that reaches no more than half of the ring deletes nothing.
+        if core.membership.view().majority() {
+            after = match empty_trash(&core, after).await {
+                Ok(after) => after,
+                Err(error) => {
+                    tracing::error!(%error, "the trash cannot be emptied");
+                    None
+                }
+            };
         }
         core.metrics.loop_ran(Loop::Trash, began.elapsed(), core.uptime());
     }
+}
+
+/// One round over the trash, from behind `after`; returns where the next one goes on. A shard is deleted if another node
+/// has just proved that it holds the same one: what is the last copy of its index stays, whatever its time.
+async fn empty_trash(core: &Arc<Core>, after: Option<ShardKey>) -> Result<Option<ShardKey>, StoreError> {
+    let (shared, running_ms) = (core.clone(), core.running_ms());
+    let expired = core.executor.run(move || shared.store.expired(running_ms, after, TRASH_AT_ONCE)).await;
+    let expired = expired.map_err(std::io::Error::other)??;
+    let stripes: std::collections::BTreeSet<StripeId> = expired.iter().map(|key| key.stripe).collect();
+    let view = core.membership.view();
+    let (holdings, _) = survey::ask(core, &view, &stripes.into_iter().collect::<Vec<_>>()).await;
+    let mut deleted = 0;
+    for key in &expired {
+        let Some(holding) = holdings.get(&key.stripe) else { continue };
+        let mut others = holding.live.iter().filter(|(node, held)| **node != view.me && held.contains(&key.index));
+        let mut proved = false;
+        while let (false, Some((node, _))) = (proved, others.next()) {
+            rebuild::pace(core, potluck_proto::blocks::BLOCK_LEN).await;
+            proved = rebuild::challenge(core, &view, key.stripe, *node, key.index).await == AuditResult::Passed;
+        }
+        if proved {
+            let (shared, key) = (core.clone(), *key);
+            let gone = core.executor.run(move || shared.store.delete(key, running_ms)).await;
+            deleted += usize::from(gone.map_err(std::io::Error::other)??);
+        }
+    }
+    if deleted > 0 {
+        tracing::info!(shards = deleted, "deleted from the trash");
+    }
+    Ok(expired.last().copied().filter(|_| expired.len() == TRASH_AT_ONCE))
 }
 
 /// Puts the loops' results into the metrics.

@@ -18,7 +18,7 @@ use crate::store::{Held, ShardKey, ShardState, StoreError};
 pub(super) fn refuse(error: StoreError) -> wire::Error {
     let code = match &error {
         StoreError::NotFound => Code::NotFound,
-        StoreError::Corrupt(_) => Code::Corrupt,
+        StoreError::Corrupt(_) | StoreError::Unreadable(_) => Code::Corrupt,
         StoreError::Full => Code::Full,
         StoreError::Range => Code::BadRequest,
         StoreError::Io(io) => {
@@ -112,7 +112,7 @@ pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard)
         match core.store.read(key, call.offset..end) {
             Ok(read) => Ok((read, wanted.index)),
             Err(error) => {
-                if matches!(error, StoreError::Corrupt(_)) {
+                if error.lost() {
                     core.found_corrupt(stripe, FoundBy::Read);
                 }
                 Err(refuse(error))
@@ -169,7 +169,7 @@ pub(super) async fn check(
     let key = ShardKey { stripe, index: call.index as usize };
     work(core, move |core| match core.store.verify(key) {
         Ok(_) => Ok(wire::CheckShardReply { sound: true }),
-        Err(StoreError::Corrupt(_)) => {
+        Err(error) if error.lost() => {
             core.found_corrupt(stripe, FoundBy::Audit);
             Ok(wire::CheckShardReply { sound: false })
         }

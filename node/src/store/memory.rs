@@ -146,11 +146,23 @@ impl ShardStore for MemoryStore {
         self.change(key, |held| held.state = ShardState::Live)
     }
 
-    fn empty_trash(&self, running_ms: u64) -> Result<usize, StoreError> {
+    fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError> {
+        let shards = self.shards();
+        let past = |entry: &Entry| matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms);
+        let expired = shards.iter().filter(|(key, entry)| after.is_none_or(|after| **key > after) && past(entry));
+        Ok(expired.map(|(key, _)| *key).take(limit).collect())
+    }
+
+    fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError> {
         let mut shards = self.shards();
-        let before = shards.len();
-        shards.retain(|_, entry| !matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms));
-        Ok(before - shards.len())
+        let past = shards
+            .get(&key)
+            .is_some_and(|entry| matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms));
+        Ok(past && shards.remove(&key).is_some())
+    }
+
+    fn retry_unreadable(&self) -> Vec<ShardKey> {
+        Vec::new()
     }
 
     fn set_complete(&self, key: ShardKey) -> Result<(), StoreError> {

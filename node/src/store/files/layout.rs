@@ -1,8 +1,6 @@
 //! The bytes of a shard file before its payload, and the names of shard files. FORMAT.md documents both.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -73,7 +71,7 @@ impl Prefix {
     /// Reads and checks the beginning of a shard file against its own checksum.
     pub(super) fn read(file: &File) -> Result<Self, StoreError> {
         let mut bytes = vec![0; FIXED_LEN];
-        read_exact(file, &mut bytes, 0)?;
+        super::read_at(file, &mut bytes, 0)?;
         let (index, touched, shard_len, header_len, tree_len) = fixed(&bytes)?;
         if header_len > HEADER_LIMIT
             || u64::from(tree_len) > u64::from(shard_len) + 32
@@ -82,7 +80,7 @@ impl Prefix {
             return Err(StoreError::Corrupt("lengths"));
         }
         bytes.resize(FIXED_LEN + header_len as usize + tree_len as usize + CHECKSUM_LEN, 0);
-        read_exact(file, &mut bytes[FIXED_LEN..], FIXED_LEN as u64)?;
+        super::read_at(file, &mut bytes[FIXED_LEN..], FIXED_LEN as u64)?;
         let (checked, checksum) = bytes.split_at(bytes.len() - CHECKSUM_LEN);
         if blake3::hash(checked).as_bytes() != checksum {
             return Err(StoreError::Corrupt("checksum"));
@@ -101,7 +99,10 @@ fn fixed(bytes: &[u8]) -> Result<(u8, u64, u32, u32, u32), StoreError> {
     if decoder.array::<8>("magic").map_err(damaged)? != MAGIC {
         return Err(StoreError::Corrupt("not a shard file"));
     }
-    decoder.version("shard file", VERSION).map_err(damaged)?;
+    if let Err(error) = decoder.version("shard file", VERSION) {
+        // Not damage, unless the rest is damaged too: a newer program reads it.
+        return Err(StoreError::Unreadable(error.to_string()));
+    }
     Ok((
         decoder.u8("index").map_err(damaged)?,
         decoder.u64("touched").map_err(damaged)?,
@@ -109,13 +110,6 @@ fn fixed(bytes: &[u8]) -> Result<(u8, u64, u32, u32, u32), StoreError> {
         decoder.u32("header length").map_err(damaged)?,
         decoder.u32("tree length").map_err(damaged)?,
     ))
-}
-
-fn read_exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), StoreError> {
-    file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => StoreError::Corrupt("truncated"),
-        _ => StoreError::Corrupt("the disk cannot read it"),
-    })
 }
 
 /// Which folder a shard file is in.
