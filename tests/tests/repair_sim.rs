@@ -177,3 +177,64 @@ fn a_put_with_nodes_away_says_how_many_losses_it_bears_until_repair_makes_it_who
         cluster.until("the stripe is whole", seconds(600), is_whole).await.unwrap();
     });
 }
+
+/// Shards that all running nodes have rebuilt since their start.
+fn rebuilt(cluster: &SimCluster) -> u64 {
+    cluster.running().map(|node| node.core().status().repaired_shards).sum()
+}
+
+#[test]
+fn a_node_that_returns_rebuilds_nothing_before_it_has_found_the_others() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 8).await;
+        // Each of the eight holds a shard of each stripe. For a moment, two of them cannot be reached by the one that
+        // starts again, which hears of them from the others.
+        let ips: Vec<_> = (0..8).map(|number| cluster.ip(number)).collect();
+        cluster.kill(5).await;
+        cluster.network.partition(&ips[5..6], &ips[6..]);
+        cluster.start(5).await.unwrap();
+        tokio::time::sleep(seconds(8)).await;
+        cluster.network.heal();
+        cluster.settled(seconds(120)).await.unwrap();
+        tokio::time::sleep(seconds(60)).await;
+        assert_eq!(rebuilt(&cluster), 0);
+        all_whole(&cluster, &writer, seconds(1)).await;
+    });
+}
+
+#[test]
+fn a_cluster_that_starts_again_rebuilds_nothing() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 8).await;
+        for number in 0..8 {
+            cluster.kill(number).await;
+        }
+        // While they come one after another, each knows a few more of the others than the one before.
+        for number in 0..8 {
+            cluster.start(number).await.unwrap();
+            tokio::time::sleep(seconds(1)).await;
+        }
+        cluster.settled(seconds(120)).await.unwrap();
+        tokio::time::sleep(seconds(60)).await;
+        assert_eq!(rebuilt(&cluster), 0);
+        all_whole(&cluster, &writer, seconds(1)).await;
+    });
+}
+
+#[test]
+fn the_next_holder_acts_when_the_first_of_the_walk_is_dead_though_it_has_just_started() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 12).await;
+        let stripe = *writer.put.keys().next().unwrap();
+        let view = cluster.node(0).unwrap().core().membership.view();
+        let walk: Vec<_> = view.ring.walk_stripe(&stripe, scheme()).iter().take(2).collect();
+        let number_of = |id| (0..cluster.len()).find(|number| cluster.id(*number) == id).unwrap();
+        let (first, second) = (number_of(walk[0]), number_of(walk[1]));
+        cluster.kill(second).await;
+        cluster.destroy(first).await;
+        cluster.start(second).await.unwrap();
+        all_whole(&cluster, &writer, seconds(120)).await;
+        assert!(cluster.node(second).unwrap().core().status().repaired_shards > 0);
+        writer.read_all().await.unwrap();
+    });
+}
