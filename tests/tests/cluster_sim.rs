@@ -95,3 +95,57 @@ fn an_evicted_node_is_refused_by_all() {
         cluster.until("all know of the eviction", seconds(120), told).await.unwrap();
     });
 }
+
+/// How many exchanges of the member table a node has answered.
+fn exchanges(cluster: &SimCluster, number: usize) -> u64 {
+    let core = cluster.node(number).unwrap().core();
+    let text = core.metrics.text(core.uptime(), Duration::ZERO);
+    let counts =
+        text.lines().filter_map(|line| line.strip_prefix("potluck_requests_total{call=\"members\",code=\"ok\"} "));
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(2, 2).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let ips = [cluster.ip(0), cluster.ip(1)];
+        cluster.network.partition(&ips[..1], &ips[1..]);
+        let alone = |cluster: &SimCluster| cluster.mistaken().len() == 2;
+        cluster.until("each has the other for down", seconds(120), alone).await.unwrap();
+        cluster.network.heal();
+        cluster.settled(seconds(60)).await.unwrap();
+        for _ in 0..3 {
+            // Nobody is told that it was gone, and each knows the other by a life that is over.
+            cluster.kill(1).await;
+            cluster.start(1).await.unwrap();
+            tokio::time::sleep(seconds(100)).await;
+            let before = exchanges(&cluster, 0) + exchanges(&cluster, 1);
+            tokio::time::sleep(seconds(600)).await;
+            let count = exchanges(&cluster, 0) + exchanges(&cluster, 1) - before;
+            assert!(count <= 22, "{count} exchanges in ten minutes: someone is still being probed");
+            cluster.settled(seconds(1)).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_says_goodbye_is_down_for_all_within_two_seconds() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(12, 4).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        for number in [11, 3, 7] {
+            let stopped = cluster.stop(number);
+            tokio::time::timeout(seconds(1), stopped).await.unwrap();
+            cluster.settled(seconds(1)).await.unwrap();
+        }
+        // It is not taken back on hearsay, and comes back when it does.
+        tokio::time::sleep(seconds(120)).await;
+        cluster.settled(Duration::ZERO).await.unwrap();
+        cluster.start(3).await.unwrap();
+        cluster.settled(seconds(30)).await.unwrap();
+    });
+}

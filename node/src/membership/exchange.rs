@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use potluck_proto::id::NodeId;
 use potluck_proto::transport::{CallError, Endpoint};
-use potluck_proto::wire::{self, reply, request};
+use potluck_proto::wire::{self, Code, reply, request};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use tokio::sync::watch;
@@ -38,13 +38,17 @@ const LONELY_FAN_OUT: usize = 8;
 /// How long one exchange may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Answers another node's call.
+/// Answers another node's call. A node that has said goodbye refuses it with STOPPING: whoever asks to learn whether it is
+/// still there is told that it is not.
 pub fn answer(
     membership: &Membership,
     swim: &SwimHandle,
     caller: Option<NodeId>,
     call: &wire::Members,
-) -> wire::MembersReply {
+) -> Result<wire::MembersReply, wire::Error> {
+    if swim.has_ended() {
+        return Err(wire::Error::new(Code::Stopping, "this node is stopping"));
+    }
     if let Some(table) = &call.table {
         membership.merge(table);
     }
@@ -53,11 +57,11 @@ pub fn answer(
     }
     let view = membership.view();
     let digest = Bytes::copy_from_slice(view.digest.as_bytes());
-    wire::MembersReply {
+    Ok(wire::MembersReply {
         table: (call.digest != digest).then(|| view.table.to_wire()),
         digest,
         up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
-    }
+    })
 }
 
 /// Makes this node's table and another's equal, and hears whom the other reaches.
@@ -136,7 +140,10 @@ pub async fn run(
                 }
             }
         });
-        futures_util::future::join_all(exchanges).await;
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            _ = futures_util::future::join_all(exchanges) => {}
+        }
         let news = changed || view.digest != membership.view().digest;
         if news && let Err(error) = membership.persist() {
             tracing::error!(%error, "the member table cannot be written to disk");
