@@ -106,6 +106,30 @@ fn exchanges(cluster: &SimCluster, number: usize) -> u64 {
 }
 
 #[test]
+fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(2, 2).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        // All news is old, and each asks the other once a minute.
+        tokio::time::sleep(seconds(300)).await;
+        cluster.stop(1).await;
+        cluster.start(1).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let mut counts = Vec::new();
+        for wait in [3, 30, 90, 600] {
+            let before = exchanges(&cluster, 0) + exchanges(&cluster, 1);
+            tokio::time::sleep(seconds(wait)).await;
+            counts.push(exchanges(&cluster, 0) + exchanges(&cluster, 1) - before);
+        }
+        let [soon, then, later, at_last] = counts[..] else { panic!("{counts:?}") };
+        // After 1, 2, 4, 8, 16, 32 seconds by both, give or take those that fall on the edge.
+        assert!((2..=6).contains(&soon) && (4..=8).contains(&then), "{counts:?}");
+        assert!((2..=6).contains(&later) && (18..=22).contains(&at_last), "{counts:?}");
+    });
+}
+
+#[test]
 fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
     sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
