@@ -83,7 +83,7 @@ async fn answer(
                 Role::Device(_) => None,
                 Role::Stranger => return Err(not_admitted()),
             };
-            reply::Kind::Members(exchange::answer(&core.membership, &core.swim, node, &call))
+            reply::Kind::Members(exchange::answer(&core.membership, &core.swim, node, &call)?)
         }
         Kind::PutShard(call) => reply::Kind::PutShard(shards::put(core, caller, call, payload).await?),
         Kind::GetShard(call) => return shards::get(core, caller, call).await,

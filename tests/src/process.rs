@@ -93,7 +93,7 @@ impl Processes {
             let number = self.slots.len();
             self.add(self.path(&format!("node-{number}")), &format!("zone-{}", number % zones), Settings::default())?;
         }
-        self.until_known()
+        self.until_known().map(|_| ())
     }
 
     /// Adds one node with its data in `data`, and `settings` over those of all; returns its number.
@@ -258,17 +258,16 @@ impl Processes {
         }
     }
 
-    /// Waits until every running node has all running nodes, and no others, for up.
+    /// Waits until every running node has all running nodes, and no others, for up; returns how long that took.
     ///
     /// # Errors
     /// That takes too long.
-    pub fn until_known(&self) -> Result<()> {
+    pub fn until_known(&self) -> Result<Duration> {
         let everyone = self.up().len() as u64;
         self.until(&format!("all {everyone} nodes know each other"), NODE_TIME, |cluster| {
             let statuses = cluster.statuses()?;
             Ok(statuses.iter().all(|(_, status)| status["members_up"] == everyone))
-        })?;
-        Ok(())
+        })
     }
 
     /// Waits until each stripe is whole by surveys that began to be made after this call's start, and returns how many
@@ -352,10 +351,16 @@ impl Processes {
     /// The end of a node's log.
     #[must_use]
     pub fn log(&self, number: usize) -> String {
-        let text = std::fs::read(log_of(&self.slots[number].data)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.whole_log(number);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// All of a node's log, over all its starts; empty if there is none.
+    #[must_use]
+    pub fn whole_log(&self, number: usize) -> String {
+        let text = std::fs::read(log_of(&self.slots[number].data)).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     fn running(&self, number: usize) -> Result<&Running> {

@@ -14,7 +14,7 @@ fn seed() -> u64 {
 }
 
 /// Virtual time after which a scenario has failed.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -93,5 +93,99 @@ fn an_evicted_node_is_refused_by_all() {
             })
         };
         cluster.until("all know of the eviction", seconds(120), told).await.unwrap();
+    });
+}
+
+/// How many exchanges of the member table a node has answered.
+fn exchanges(cluster: &SimCluster, number: usize) -> u64 {
+    let core = cluster.node(number).unwrap().core();
+    let text = core.metrics.text(core.uptime(), Duration::ZERO);
+    let counts =
+        text.lines().filter_map(|line| line.strip_prefix("potluck_requests_total{call=\"members\",code=\"ok\"} "));
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(2, 2).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        // All news is old, and each asks the other once a minute.
+        tokio::time::sleep(seconds(300)).await;
+        cluster.stop(1).await;
+        cluster.start(1).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let mut counts = Vec::new();
+        for wait in [3, 30, 90, 600] {
+            let before = exchanges(&cluster, 0) + exchanges(&cluster, 1);
+            tokio::time::sleep(seconds(wait)).await;
+            counts.push(exchanges(&cluster, 0) + exchanges(&cluster, 1) - before);
+        }
+        let [soon, then, later, at_last] = counts[..] else { panic!("{counts:?}") };
+        // After 1, 2, 4, 8, 16, 32 seconds by both, give or take those that fall on the edge.
+        assert!((2..=6).contains(&soon) && (4..=8).contains(&then), "{counts:?}");
+        assert!((2..=6).contains(&later) && (18..=22).contains(&at_last), "{counts:?}");
+    });
+}
+
+#[test]
+fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(2, 2).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let ips = [cluster.ip(0), cluster.ip(1)];
+        cluster.network.partition(&ips[..1], &ips[1..]);
+        let alone = |cluster: &SimCluster| cluster.mistaken().len() == 2;
+        cluster.until("each has the other for down", seconds(120), alone).await.unwrap();
+        cluster.network.heal();
+        cluster.settled(seconds(60)).await.unwrap();
+        let no_doubt_is_left = async |cluster: &SimCluster, what: &str| {
+            tokio::time::sleep(seconds(100)).await;
+            let before = exchanges(cluster, 0) + exchanges(cluster, 1);
+            tokio::time::sleep(seconds(600)).await;
+            let count = exchanges(cluster, 0) + exchanges(cluster, 1) - before;
+            assert!(count <= 30, "{what}: {count} exchanges in ten minutes: someone is still being probed");
+            cluster.settled(seconds(1)).await.unwrap();
+        };
+        // Nobody is told that it was gone, and the one that returns knows the other by a life that is over.
+        cluster.kill(1).await;
+        cluster.start(1).await.unwrap();
+        no_doubt_is_left(&cluster, "a quick restart").await;
+        // Long enough for gossip to give the other up, some of them short enough for it to answer the probe.
+        for cut in 5..11 {
+            cluster.network.partition(&ips[..1], &ips[1..]);
+            tokio::time::sleep(seconds(cut)).await;
+            cluster.network.heal();
+            no_doubt_is_left(&cluster, &format!("a cut of {cut} s")).await;
+        }
+    });
+}
+
+#[test]
+fn who_says_goodbye_is_down_for_all_at_once() {
+    // Also where a question is answered only when who was asked is gone.
+    let far = NetConfig { latency: Duration::from_millis(150), ..NetConfig::homes() };
+    for config in [NetConfig::homes(), far] {
+        goodbyes(config);
+    }
+}
+
+fn goodbyes(config: NetConfig) {
+    sim::run(seed(), config, LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(12, 4).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        for number in [11, 3, 7] {
+            let stopped = cluster.stop(number);
+            tokio::time::timeout(seconds(3), stopped).await.unwrap();
+            cluster.settled(seconds(1)).await.unwrap();
+        }
+        // It is not taken back on hearsay, and comes back when it does.
+        tokio::time::sleep(seconds(120)).await;
+        cluster.settled(Duration::ZERO).await.unwrap();
+        cluster.start(3).await.unwrap();
+        cluster.settled(seconds(30)).await.unwrap();
     });
 }

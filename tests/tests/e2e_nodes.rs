@@ -13,6 +13,10 @@ use rand::{Rng, RngExt, SeedableRng};
 /// Longest wait for anything, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// By when a node that was stopped in order is down for all, counted from the end of its process: well below what it takes
+/// to notice a death by silence. Mostly the time of the commands that ask.
+const GOODBYE_TIME: Duration = Duration::from_secs(3);
+
 /// What an operator's command ends with when it fails.
 const FAILED: i32 = 1;
 
@@ -77,7 +81,8 @@ fn nodes_come_and_go_and_bear_noise() {
 
     // Whether it ends in order or is killed: the others notice, and it comes back as who it was.
     cluster.stop(2).unwrap();
-    cluster.until_known().unwrap();
+    let noticed = cluster.until_known().unwrap();
+    assert!(noticed < GOODBYE_TIME, "after an orderly stop it was taken for up for {noticed:?}");
     cluster.start(2).unwrap();
     cluster.until_known().unwrap();
     cluster.kill(2).unwrap();

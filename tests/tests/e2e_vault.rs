@@ -20,6 +20,9 @@ use rand::{Rng, SeedableRng};
 /// Longest wait for anything, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Longest time of a put of 80 MiB of which a node dies or falls silent: the put, and the notice that it is so.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// Exit codes of `potluck`: see its help.
 const USAGE: i32 = 2;
 const MISSING: i32 = 3;
@@ -86,6 +89,7 @@ fn a_vault_bears_what_goes_wrong() {
     wrong_keys(&cluster, &client, &sheet);
     a_client_dies(&cluster, &client, &small);
     a_node_dies(&mut cluster, &client);
+    a_node_falls_silent(&cluster, &client);
     disks_lie(&cluster, &client, &small);
     too_few_nodes(&mut cluster, &client, &source, &small);
 
@@ -179,7 +183,7 @@ fn a_node_dies(cluster: &mut Processes, client: &Client) {
     cluster.kill(4).unwrap();
     pipe.write_all(second).unwrap();
     drop(pipe);
-    put.wait(PATIENCE).unwrap().ok().unwrap();
+    put.wait(SILENCE).unwrap().ok().unwrap();
     assert!(read(cluster, client, "survivor").unwrap() == bytes);
     // Four nodes are left for 2+2: repair finds a place for every shard.
     let (stripes, _) = cluster.until_whole(None, PATIENCE).unwrap();
@@ -187,6 +191,24 @@ fn a_node_dies(cluster: &mut Processes, client: &Client) {
     cluster.start(4).unwrap();
     cluster.until_known().unwrap();
     cluster.until_whole(Some(stripes), PATIENCE).unwrap();
+}
+
+/// A node is there and never answers: worse than a dead one, since nothing says so.
+fn a_node_falls_silent(cluster: &Processes, client: &Client) {
+    let (stripes, _) = cluster.until_whole(None, PATIENCE).unwrap();
+    let bytes = noise(5, 80 * MIB);
+    let (first, second) = bytes.split_at(40 * MIB);
+    let (put, mut pipe) = half_a_put(cluster, client, "patient", first).unwrap();
+    cluster.pause(3).unwrap();
+    pipe.write_all(second).unwrap();
+    drop(pipe);
+    let done = put.wait(SILENCE).unwrap().ok().unwrap();
+    assert!(done.time < SILENCE, "{:?}", done.time);
+    assert!(read(cluster, client, "patient").unwrap() == bytes);
+    cluster.resume(3).unwrap();
+    cluster.until_known().unwrap();
+    let more = cluster.until_whole(None, PATIENCE).unwrap().0;
+    assert!(more >= stripes + 5, "{stripes} stripes, then {more}");
 }
 
 /// Every shard on two nodes is damaged, each in another place: as much as 2+2 can bear.

@@ -177,3 +177,69 @@ fn a_put_with_nodes_away_says_how_many_losses_it_bears_until_repair_makes_it_who
         cluster.until("the stripe is whole", seconds(600), is_whole).await.unwrap();
     });
 }
+
+/// Shards that all running nodes have rebuilt since their start.
+fn rebuilt(cluster: &SimCluster) -> u64 {
+    cluster.running().map(|node| node.core().status().repaired_shards).sum()
+}
+
+/// The numbers of the nodes that are the stripe's homes, along its walk.
+fn homes(cluster: &SimCluster, stripe: &StripeId) -> Vec<usize> {
+    let view = cluster.node(0).unwrap().core().membership.view();
+    let number_of = |id| (0..cluster.len()).find(|number| cluster.id(*number) == id).unwrap();
+    view.ring.walk_stripe(stripe, scheme()).iter().take(scheme().n()).map(number_of).collect()
+}
+
+#[test]
+fn a_node_that_returns_rebuilds_nothing_before_it_has_found_the_others() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 14).await;
+        let homes = homes(&cluster, writer.put.keys().next().unwrap());
+        // The stripe's first holder starts again and hears of all, but for a moment cannot reach two of the others: the
+        // six that are left are a thin margin, and there is room for two more.
+        let ip = |number: &usize| cluster.ip(*number);
+        let (first, out_of_reach) = ([ip(&homes[0])], [ip(&homes[6]), ip(&homes[7])]);
+        cluster.kill(homes[0]).await;
+        cluster.network.partition(&first, &out_of_reach);
+        cluster.start(homes[0]).await.unwrap();
+        tokio::time::sleep(seconds(8)).await;
+        cluster.network.heal();
+        cluster.settled(seconds(120)).await.unwrap();
+        tokio::time::sleep(seconds(60)).await;
+        assert_eq!(rebuilt(&cluster), 0);
+        all_whole(&cluster, &writer, seconds(1)).await;
+    });
+}
+
+#[test]
+fn a_cluster_that_starts_again_rebuilds_nothing() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 14).await;
+        for number in 0..14 {
+            cluster.kill(number).await;
+        }
+        // While they come one after another, each knows a few more of the others than the one before.
+        for number in 0..14 {
+            cluster.start(number).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        cluster.settled(seconds(120)).await.unwrap();
+        tokio::time::sleep(seconds(60)).await;
+        assert_eq!(rebuilt(&cluster), 0);
+        all_whole(&cluster, &writer, seconds(1)).await;
+    });
+}
+
+#[test]
+fn the_next_holder_acts_when_the_first_of_the_walk_is_dead_though_it_has_just_started() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 12).await;
+        let homes = homes(&cluster, writer.put.keys().next().unwrap());
+        cluster.kill(homes[1]).await;
+        cluster.destroy(homes[0]).await;
+        cluster.start(homes[1]).await.unwrap();
+        all_whole(&cluster, &writer, seconds(120)).await;
+        assert!(cluster.node(homes[1]).unwrap().core().status().repaired_shards > 0);
+        writer.read_all().await.unwrap();
+    });
+}

@@ -1,4 +1,5 @@
-//! Exchange of the full table: at the start, every minute with one member, and at once when something changes.
+//! Exchange of the full table: at the start, at once when something changes, at growing intervals after that, and every
+//! minute with one member.
 //!
 //! Gossip spreads who is up; this spreads what is signed. Two nodes that exchange end with equal tables.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use potluck_proto::id::NodeId;
 use potluck_proto::transport::{CallError, Endpoint};
-use potluck_proto::wire::{self, reply, request};
+use potluck_proto::wire::{self, Code, reply, request};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Time between attempts while nobody is up: at the start, or cut off.
 const LONELY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Time to the next exchange after one that brought news; it doubles from one without to the next.
+/// Time to the next exchange after one that brought news, or the start; it doubles from one without to the next.
 const NEWS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long changes are gathered before they are told.
@@ -38,13 +39,17 @@ const LONELY_FAN_OUT: usize = 8;
 /// How long one exchange may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Answers another node's call.
+/// Answers another node's call. A node that has said goodbye refuses it with STOPPING: whoever asks to learn whether it is
+/// still there is told that it is not.
 pub fn answer(
     membership: &Membership,
     swim: &SwimHandle,
     caller: Option<NodeId>,
     call: &wire::Members,
-) -> wire::MembersReply {
+) -> Result<wire::MembersReply, wire::Error> {
+    if swim.has_ended() {
+        return Err(wire::Error::new(Code::Stopping, "this node is stopping"));
+    }
     if let Some(table) = &call.table {
         membership.merge(table);
     }
@@ -53,11 +58,11 @@ pub fn answer(
     }
     let view = membership.view();
     let digest = Bytes::copy_from_slice(view.digest.as_bytes());
-    wire::MembersReply {
+    Ok(wire::MembersReply {
         table: (call.digest != digest).then(|| view.table.to_wire()),
         digest,
         up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
-    }
+    })
 }
 
 /// Makes this node's table and another's equal, and hears whom the other reaches.
@@ -106,7 +111,7 @@ pub async fn run(
     let mut changes = membership.watch();
     let mut told = membership.view().digest;
     let mut next = Instant::now();
-    let mut pause = INTERVAL;
+    let mut pauses = Pauses::new();
     loop {
         let view = membership.view();
         let changed = view.digest != told;
@@ -136,13 +141,69 @@ pub async fn run(
                 }
             }
         });
-        futures_util::future::join_all(exchanges).await;
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            _ = futures_util::future::join_all(exchanges) => {}
+        }
         let news = changed || view.digest != membership.view().digest;
         if news && let Err(error) = membership.persist() {
             tracing::error!(%error, "the member table cannot be written to disk");
         }
-        // What is told to a few at a time misses some: after news one asks around at growing intervals.
-        pause = if news { NEWS_INTERVAL } else { (2 * pause).min(INTERVAL) };
-        next = Instant::now() + if lonely { LONELY_INTERVAL } else { pause };
+        next = Instant::now() + pauses.after(news, lonely);
+    }
+}
+
+/// The times between exchanges. What is told to a few at a time misses some: after news, and after the start, which is
+/// news to all others, one asks around at growing intervals.
+struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { next: NEWS_INTERVAL }
+    }
+
+    /// The time to the exchange after this one, which brought `news` or not; `lonely`: nobody was up to exchange with.
+    fn after(&mut self, news: bool, lonely: bool) -> Duration {
+        if news {
+            self.next = NEWS_INTERVAL;
+        }
+        if lonely {
+            return LONELY_INTERVAL;
+        }
+        let pause = self.next;
+        self.next = (2 * pause).min(INTERVAL);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(pauses: &mut Pauses, count: usize) -> Vec<u64> {
+        (0..count).map(|_| pauses.after(false, false).as_secs()).collect()
+    }
+
+    #[test]
+    fn exchanges_come_at_growing_intervals_after_the_start_and_after_news() {
+        let mut pauses = Pauses::new();
+        assert_eq!(seconds(&mut pauses, 8), [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pauses.after(true, false), NEWS_INTERVAL);
+        assert_eq!(seconds(&mut pauses, 3), [2, 4, 8]);
+        assert_eq!(pauses.after(true, false), NEWS_INTERVAL);
+        assert_eq!(seconds(&mut pauses, 1), [2]);
+    }
+
+    #[test]
+    fn who_is_alone_tries_often_and_asks_around_once_he_is_not() {
+        let mut pauses = Pauses::new();
+        for _ in 0..100 {
+            assert_eq!(pauses.after(false, true), LONELY_INTERVAL);
+        }
+        assert_eq!(seconds(&mut pauses, 3), [1, 2, 4]);
+        assert_eq!(pauses.after(true, true), LONELY_INTERVAL);
+        assert_eq!(seconds(&mut pauses, 2), [1, 2]);
     }
 }

@@ -34,6 +34,16 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Time between two probes of a node that SWIM gave up and that still answers.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Most nodes that are spoken to directly when others say that they are up: their answers tell of all others.
+const ANNOUNCES: usize = 8;
+
+/// Most nodes that are told directly when this one stops; gossip tells the others.
+const GOODBYES: usize = 64;
+
+/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, and one
+/// that was not yet sent is lost with its connection.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Most confirming probes at once.
 const PROBES: usize = 16;
 
@@ -86,22 +96,30 @@ impl SwimHandle {
     pub fn hear_up(&self, nodes: Vec<NodeId>) {
         let _ = self.0.try_send(Input::Up(nodes));
     }
+
+    /// Whether the protocol has ended: this node has said goodbye, or is about to.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 /// What was handed in and waits for the protocol.
-pub struct SwimQueue(mpsc::Receiver<Input>);
+pub struct SwimQueue(mpsc::Receiver<Input>, SwimHandle);
 
 /// Makes the queue between those who hear others and the protocol.
 #[must_use]
 pub fn queue() -> (SwimHandle, SwimQueue) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    (SwimHandle(sender), SwimQueue(receiver))
+    let handle = SwimHandle(sender);
+    (handle.clone(), SwimQueue(receiver, handle))
 }
 
 /// The protocol's state.
 pub struct Swim {
     foca: Foca<Life, PostcardCodec, StdRng, NoCustomBroadcast>,
     input: mpsc::Receiver<Input>,
+    handle: SwimHandle,
     membership: Arc<Membership>,
     endpoint: Endpoint,
     probes: Arc<Semaphore>,
@@ -187,7 +205,8 @@ impl Swim {
         let foca = Foca::new(Life::new(view.me, life), config(1), rng, PostcardCodec);
         let probes = Arc::new(Semaphore::new(PROBES));
         let (doubted, effects) = (Arc::default(), Effects::default());
-        Self { foca, input: queue.0, membership, endpoint, probes, doubted, effects, size: 1 }
+        let SwimQueue(input, handle) = queue;
+        Self { foca, input, handle, membership, endpoint, probes, doubted, effects, size: 1 }
     }
 
     /// Runs until `stop` is set, then says goodbye.
@@ -210,10 +229,24 @@ impl Swim {
             }
             self.carry_out();
         }
-        if let Err(error) = self.foca.leave_cluster(&mut self.effects) {
+        self.say_goodbye().await;
+    }
+
+    /// Tells the others that this node is going. From now on it also refuses their probes: see [`SwimHandle::has_ended`].
+    async fn say_goodbye(&mut self) {
+        self.input.close();
+        // foca tells as many as it would ask to probe for it.
+        let told = std::num::NonZeroUsize::new(GOODBYES).unwrap_or(std::num::NonZeroUsize::MIN);
+        let config = foca::Config { num_indirect_probes: told, ..config(self.size) };
+        if let Err(error) = self.foca.set_config(config).and_then(|()| self.foca.leave_cluster(&mut self.effects)) {
             tracing::debug!(%error, "no goodbye");
         }
+        let goodbyes = self.effects.send.clone();
         self.carry_out();
+        tokio::time::sleep(GOODBYE_PAUSE).await;
+        self.effects.send = goodbyes;
+        self.carry_out();
+        tokio::time::sleep(GOODBYE_PAUSE).await;
     }
 
     fn take(&mut self, input: Input) {
@@ -225,20 +258,43 @@ impl Swim {
                         if let Err(error) = self.foca.handle_data(&data, &mut self.effects) {
                             tracing::debug!(%error, from = %from.short(), "a gossip datagram was refused");
                         }
+                        self.take_goodbye(from);
                     }
                     _ => tracing::debug!(from = %from.short(), "a gossip datagram in another's name, or damaged"),
                 }
             }
             Input::Up(nodes) => {
                 let view = self.membership.view();
-                let lives = nodes.into_iter().filter(|node| *node != view.me && !view.is_up(node)).filter_map(|node| {
-                    view.table.record(&node).map(|record| Member::alive(Life::new(node, record.life)))
-                });
-                let lives: Vec<_> = lives.collect();
-                if let Err(error) = self.foca.apply_many(lives.into_iter(), false, &mut self.effects) {
+                let lives: Vec<Life> = {
+                    let doubted = self.doubted();
+                    let is_news = |node: &NodeId| *node != view.me && (!view.is_up(node) || doubted.contains(node));
+                    let life = |node| view.table.record(&node).map(|record| Life::new(node, record.life));
+                    nodes.into_iter().filter(is_news).filter_map(life).collect()
+                };
+                let members: Vec<_> = lives.iter().copied().map(Member::alive).collect();
+                if let Err(error) = self.foca.apply_many(members.into_iter(), false, &mut self.effects) {
                     tracing::debug!(%error, "an exchange was refused");
                 }
+                // A record does not say how often a node has renewed itself since, and what is sent to a life that is
+                // over is ignored; but for an announcement, which is answered in the present one.
+                for life in lives.into_iter().take(ANNOUNCES) {
+                    if let Err(error) = self.foca.announce(life, &mut self.effects) {
+                        tracing::debug!(%error, "no announcement");
+                    }
+                }
             }
+        }
+    }
+
+    /// A node that says itself that it is going is believed without a probe.
+    fn take_goodbye(&mut self, from: NodeId) {
+        if !self.effects.down.contains(&from) {
+            return;
+        }
+        self.effects.down.retain(|node| *node != from);
+        self.doubted().remove(&from);
+        if self.membership.set_up(from, false) {
+            tracing::info!(node = %from.short(), "down: it has said goodbye");
         }
     }
 
@@ -282,13 +338,13 @@ impl Swim {
     }
 
     /// SWIM gave a node up: it is down when a probe fails too. One that still answers stays in doubt, and is probed until
-    /// it fails or SWIM has it back: it may have been saying goodbye.
+    /// it fails or SWIM has it back.
     fn confirm(&self, node: NodeId) {
         if !self.doubted().insert(node) {
             return;
         }
         let (membership, endpoint, probes) = (self.membership.clone(), self.endpoint.clone(), self.probes.clone());
-        let doubted = self.doubted.clone();
+        let (doubted, handle) = (self.doubted.clone(), self.handle.clone());
         tokio::spawn(async move {
             loop {
                 let Ok(permit) = probes.acquire().await else { return };
@@ -306,6 +362,7 @@ impl Swim {
                     }
                     return;
                 }
+                handle.hear_up(vec![node]);
                 tokio::time::sleep(DOUBT_INTERVAL).await;
             }
         });

@@ -17,6 +17,7 @@ use potluck_proto::wire::{self, reply, request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::patience::{self, Seen};
 use super::plan::{Condition, Plan, StripeFacts, Surplus, plan, surplus};
 use super::rebuild;
 use crate::membership::View;
@@ -35,16 +36,6 @@ const ASK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Changes of the ring or of who is up are gathered for so long before a survey.
 const GATHER: Duration = Duration::from_millis(500);
-
-/// A stripe's second leader acts when this many survey intervals have passed and the first has not; the third after
-/// twice as many, and so on.
-const TAKEOVER_ROUNDS: u32 = 3;
-
-/// But never before this time: the first leader may have many stripes to rebuild.
-const TAKEOVER_MIN: Duration = Duration::from_secs(15);
-
-/// How long repair waits while some node is said to be up but does not answer: longer than it takes to notice a death.
-const SILENCE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How many stripes stand how, of those that this node is first responsible for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -207,10 +198,12 @@ async fn look(
     seen_lacking: &mut BTreeSet<StripeId>,
 ) {
     let view = core.membership.view();
-    // Whoever is said to be up and does not answer is as good as away for a plan, but soon known to be up or down: until
-    // then what it may hold is not rebuilt.
+    // Whoever does not answer is as good as away for a plan, but until it is known to be away, what it may hold is not
+    // rebuilt.
     let (holdings, up) = ask(core, &view, stripes).await;
-    let silent = view.up.keys().any(|node| !up.contains(node));
+    let members = || view.table.members().map(|record| record.node());
+    let silent = patience::silent(members(), view.up.keys().copied(), &up, core.uptime());
+    let away = members().any(|node| !view.is_up(&node));
     let now = Instant::now();
     let mut due: Vec<(usize, StripeId, Plan)> = Vec::new();
     for (stripe, holding) in &holdings {
@@ -237,13 +230,8 @@ async fn look(
         if plan.steps.is_empty() || memory.malformed.contains(stripe) {
             continue;
         }
-        // While some node is away, what is missing may come back with it.
-        let may_come_back = view.table.members().any(|record| !view.is_up(&record.node()));
-        let lazy = plan.condition == Condition::Degraded && may_come_back && !alerted;
-        let patience = if lazy { core.config.repair_lazy_after } else { Duration::ZERO };
-        let patience = patience.max(if silent && !alerted { SILENCE_PATIENCE } else { Duration::ZERO });
-        let takeover = TAKEOVER_MIN.max(core.config.survey_interval * TAKEOVER_ROUNDS) * turn as u32;
-        let wait = patience + takeover;
+        let seen = Seen { condition: plan.condition, turn, away, silent, alerted };
+        let wait = patience::wait(seen, core.config.repair_lazy_after, core.config.survey_interval);
         if now.duration_since(since) >= wait {
             due.push((plan.reachable.saturating_sub(holding.scheme.k()), *stripe, plan));
         }
