@@ -30,6 +30,7 @@ use crate::membership::swim::{self, Swim, SwimHandle};
 use crate::membership::{Membership, exchange};
 use crate::metrics::Metrics;
 use crate::metrics::label::FoundBy;
+use crate::repair::rebuild::Budget;
 use crate::repair::survey::{self, Tally};
 use crate::service::NodeService;
 use crate::store::files::FileStore;
@@ -223,6 +224,8 @@ pub struct Core {
     pub metrics: Metrics,
     /// Stripes to be looked at out of turn.
     pub alerts: Alerts,
+    /// What the background loops may read, send and write.
+    pub budget: Budget,
     /// The time of day.
     pub clock: WallClock,
     /// Where the HTTP page is.
@@ -426,6 +429,7 @@ impl Node {
         let core = Arc::new(Core {
             invites: Invites::open(&folder)?,
             identity,
+            budget: Budget::new(config.background_budget),
             config,
             membership,
             swim: handle,

@@ -20,6 +20,9 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 /// Stripes challenged in one round.
 const AUDITS: usize = 16;
 
+/// Stripes looked at for each that is challenged.
+const LOOKED_AT: usize = 16;
+
 /// Time between two looks at the trash.
 const TRASH_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -60,7 +63,7 @@ pub async fn scrub(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         let shared = core.clone();
         let scrubbed = core.executor.run(move || scrub_stripe(&shared, stripe)).await;
         match scrubbed {
-            Ok(Ok(())) => {}
+            Ok(Ok(bytes)) => rebuild::pace(&core, bytes).await,
             Ok(Err(error)) => tracing::error!(%error, "scrub cannot read the shard store"),
             Err(error) => tracing::error!(%error, "scrub failed"),
         }
@@ -68,8 +71,11 @@ pub async fn scrub(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<(), StoreError> {
+/// Reads one stripe's shards; returns how many bytes were asked of the disk.
+fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<usize, StoreError> {
+    let mut asked = 0;
     for held in core.store.held(&stripe)? {
+        asked += held.len as usize;
         match core.store.verify(ShardKey { stripe, index: held.index }) {
             Ok(bytes) => core.metrics.scrubbed_bytes.inc_by(bytes),
             Err(error) if error.lost() => core.found_corrupt(stripe, FoundBy::Scrub),
@@ -77,7 +83,7 @@ fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<(), StoreError> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(asked)
 }
 
 /// Challenges the co-holders of a few stripes at a time, until `stop` is set. A stripe of which k siblings have proved a
@@ -90,7 +96,7 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         // Any place in the order of ids is as likely as any other.
         let from = StripeId(rng.random());
         let shared = core.clone();
-        let stripes = match core.executor.run(move || shared.store.stripes(Some(from), AUDITS)).await {
+        let stripes = match core.executor.run(move || to_audit(&shared, from)).await {
             Ok(Ok(stripes)) => stripes,
             _ => continue,
         };
@@ -107,21 +113,22 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
                 }
             }
             if proved.len() >= holding.scheme.k() && !holding.complete {
-                let shared = core.clone();
-                let marked = core.executor.run(move || {
-                    let held = shared.store.held(&stripe)?;
-                    for index in rebuild::live_indices(&held) {
-                        shared.store.set_complete(ShardKey { stripe, index })?;
-                    }
-                    Ok::<_, StoreError>(())
-                });
-                if let Ok(Err(error)) = marked.await {
-                    tracing::error!(%error, "a stripe cannot be marked complete");
-                }
+                rebuild::mark_complete(&core, stripe).await;
             }
         }
         core.metrics.loop_ran(Loop::Audit, began.elapsed(), core.uptime());
     }
+}
+
+/// Stripes to audit, from a place in the order of ids on: first those that were never proved complete.
+fn to_audit(core: &Core, from: StripeId) -> Result<Vec<StripeId>, StoreError> {
+    let mut stripes = Vec::new();
+    for stripe in core.store.stripes(Some(from), AUDITS * LOOKED_AT)? {
+        stripes.push((core.store.held(&stripe)?.iter().any(|held| held.complete), stripe));
+    }
+    stripes.sort_by_key(|(complete, _)| *complete);
+    stripes.truncate(AUDITS);
+    Ok(stripes.into_iter().map(|(_, stripe)| stripe).collect())
 }
 
 /// Deletes what has been in the trash for its time and proves to be elsewhere, and tries unreadable shards again, until

@@ -68,7 +68,8 @@ pub struct Plan {
     pub reachable: usize,
     /// What to do, in order; empty if nothing can or need be done.
     pub steps: Vec<Step>,
-    /// The nodes that may act, in turn: the live holders along the walk, then those off the ring.
+    /// The nodes that may act, in turn: the live holders along the walk, then those off the ring; where there is none, those
+    /// who have some of it in the trash.
     pub leaders: Vec<NodeId>,
 }
 
@@ -99,6 +100,13 @@ pub fn plan(facts: &StripeFacts<'_>) -> Plan {
     let up_on_ring: Vec<NodeId> = facts.walk.iter().copied().filter(|node| facts.up.contains(node)).collect();
     let mut leaders: Vec<NodeId> = up_on_ring.iter().copied().filter(|node| live_up.contains_key(node)).collect();
     leaders.extend(live_up.keys().copied().filter(|node| !facts.walk.contains(node)));
+    if leaders.is_empty() {
+        // Nobody serves it any more: whoever has it in the trash brings it back.
+        let in_trash = |node: &NodeId| facts.trash.get(node).is_some_and(|held| !held.is_empty());
+        leaders.extend(up_on_ring.iter().copied().filter(in_trash));
+        let elsewhere = |node: &NodeId| facts.up.contains(node) && in_trash(node) && !facts.walk.contains(node);
+        leaders.extend(facts.trash.keys().copied().filter(elsewhere));
+    }
 
     // Two indices on one node are lost together: only what can be counted on nodes of its own is safe.
     let spread = spread(n, &live_up);

@@ -4,7 +4,7 @@
 //! after its home has proved a random block of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,8 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use potluck_proto::blocks::{self, BlockTree};
 use potluck_proto::codec::{Codec, CodecError};
 use potluck_proto::id::{NodeId, StripeId};
-use potluck_proto::stripe::SignedHeader;
+use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
+use potluck_proto::transport::CallError;
 use potluck_proto::wire::{self, Code, reply, request};
 use rand::RngExt;
 use tokio::time::Instant;
@@ -22,13 +23,16 @@ use super::survey::Holdings;
 use crate::membership::View;
 use crate::metrics::label::AuditResult;
 use crate::node::Core;
-use crate::store::{ShardKey, ShardState};
+use crate::store::{ShardKey, ShardState, StoreError};
 
 /// Stripes rebuilt at once: each holds at most 16 MiB of fetched shards and what is rebuilt from them.
 const STRIPES_AT_ONCE: usize = 2;
 
-/// How long one shard may take to arrive or to be placed.
-const SHARD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a call about one shard may take, the transfer of its bytes apart.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The slowest link that is reckoned with, in bytes a second.
+const SLOW_RATE: u64 = 128 << 10;
 
 /// What became of a stripe's plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,31 @@ pub(crate) enum Outcome {
     Malformed,
 }
 
+/// How long a shard of so many bytes may take to arrive or to be placed.
+fn deadline(bytes: usize) -> Duration {
+    CALL_DEADLINE + Duration::from_secs(bytes as u64 / SLOW_RATE)
+}
+
+/// Nodes that did not answer in this round: they are asked last, so that one of them does not hold up every stripe.
+#[derive(Default)]
+struct Slow(Mutex<BTreeSet<NodeId>>);
+
+impl Slow {
+    fn note(&self, node: NodeId, error: &CallError) {
+        if matches!(error, CallError::Deadline | CallError::Unreachable { .. }) {
+            self.nodes().insert(node);
+        }
+    }
+
+    fn is(&self, node: &NodeId) -> bool {
+        self.nodes().contains(node)
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Carries plans out, a few stripes at once, within the background budget.
 pub(crate) async fn carry_out(
     core: &Arc<Core>,
@@ -48,14 +77,22 @@ pub(crate) async fn carry_out(
     holdings: &BTreeMap<StripeId, Holdings>,
     due: Vec<(usize, StripeId, Plan)>,
 ) -> Vec<(StripeId, Outcome)> {
+    let slow = &Slow::default();
     let repairs = due.into_iter().filter_map(|(_, stripe, plan)| {
         let holding = holdings.get(&stripe)?;
-        Some(async move { (stripe, one_stripe(core, view, stripe, holding, plan).await) })
+        Some(async move { (stripe, one_stripe(core, view, slow, stripe, holding, plan).await) })
     });
     stream::iter(repairs).buffer_unordered(STRIPES_AT_ONCE).collect().await
 }
 
-async fn one_stripe(core: &Arc<Core>, view: &View, stripe: StripeId, holding: &Holdings, plan: Plan) -> Outcome {
+async fn one_stripe(
+    core: &Arc<Core>,
+    view: &View,
+    slow: &Slow,
+    stripe: StripeId,
+    holding: &Holdings,
+    plan: Plan,
+) -> Outcome {
     let mut outcome = Outcome::Whole;
     let mut to_rebuild = Vec::new();
     for step in plan.steps {
@@ -76,7 +113,9 @@ async fn one_stripe(core: &Arc<Core>, view: &View, stripe: StripeId, holding: &H
         Ok(Ok(header)) => Arc::new(header),
         _ => return Outcome::Partly,
     };
-    let Some(fetched) = fetch(core, view, &header, holding).await else { return Outcome::Partly };
+    let Some(fetched) = fetch(core, view, slow, &header, holding).await else { return Outcome::Partly };
+    // k of its shards have just proved their hashes.
+    mark_complete(core, stripe).await;
     let wanted: Vec<usize> = to_rebuild.iter().map(|(index, _)| *index).collect();
     let (scheme, for_check) = (header.scheme, header.clone());
     let rebuilt = core.executor.run(move || {
@@ -107,11 +146,12 @@ async fn one_stripe(core: &Arc<Core>, view: &View, stripe: StripeId, holding: &H
     for ((index, shard, tree), (_, targets)) in shards.into_iter().zip(to_rebuild) {
         pace(core, shard.len()).await;
         let mut placed = false;
-        for target in targets {
+        let (last, first): (Vec<NodeId>, Vec<NodeId>) = targets.into_iter().partition(|target| slow.is(target));
+        for target in first.into_iter().chain(last) {
             if taken.contains(&target) {
                 continue;
             }
-            if place(core, view, &header, index, &shard, &tree, target).await {
+            if place(core, view, slow, &header, index, &shard, &tree, target).await {
                 taken.insert(target);
                 core.metrics.repaired_shards.inc();
                 core.metrics.repaired_bytes.inc_by(shard.len() as u64);
@@ -127,16 +167,59 @@ async fn one_stripe(core: &Arc<Core>, view: &View, stripe: StripeId, holding: &H
     outcome
 }
 
-/// Waits as long as these bytes take at the background budget.
+/// Waits for the turn of so many bytes in the background budget, which all loops share.
 pub(crate) async fn pace(core: &Core, bytes: usize) {
-    let seconds = bytes as f64 / core.config.background_budget.max(1) as f64;
-    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    tokio::time::sleep_until(core.budget.turn(bytes, Instant::now())).await;
+}
+
+/// The background budget: everything that a loop reads, sends or writes takes its turn here.
+#[derive(Debug)]
+pub struct Budget {
+    /// Bytes a second.
+    rate: u64,
+    /// When all that was let through so far has had its time.
+    free: Mutex<Option<Instant>>,
+}
+
+impl Budget {
+    /// A budget of `rate` bytes a second.
+    #[must_use]
+    pub fn new(rate: u64) -> Self {
+        Self { rate: rate.max(1), free: Mutex::default() }
+    }
+
+    /// When `bytes` may pass, asked at `now`. They take their time before those that ask later.
+    pub fn turn(&self, bytes: usize, now: Instant) -> Instant {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = free.map_or(now, |free| free.max(now));
+        let passed = turn + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        *free = Some(passed);
+        passed
+    }
+}
+
+/// Records that k shards of a stripe have proved their hashes, on every shard of it here.
+pub(crate) async fn mark_complete(core: &Arc<Core>, stripe: StripeId) {
+    let shared = core.clone();
+    let marked = core.executor.run(move || {
+        let held = shared.store.held(&stripe)?;
+        for index in live_indices(&held) {
+            shared.store.set_complete(ShardKey { stripe, index })?;
+        }
+        Ok::<_, StoreError>(())
+    });
+    match marked.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "a stripe cannot be marked complete"),
+        Err(error) => tracing::error!(%error, "a stripe cannot be marked complete"),
+    }
 }
 
 /// Fetches any k different shards, each checked against the header; tries further holders where some fail.
 async fn fetch(
     core: &Arc<Core>,
     view: &View,
+    slow: &Slow,
     header: &Arc<SignedHeader>,
     holding: &Holdings,
 ) -> Option<Vec<(usize, Bytes)>> {
@@ -147,6 +230,7 @@ async fn fetch(
     sources.extend(mine);
     let others = holding.live.iter().filter(|(node, _)| **node != view.me && view.is_up(node));
     sources.extend(others.flat_map(|(node, held)| held.iter().map(|index| (*node, *index))));
+    sources.sort_by_key(|(node, _)| slow.is(node));
     let mut sources = sources.into_iter();
     let mut waiting = Vec::new();
     let mut asked: BTreeSet<usize> = BTreeSet::new();
@@ -165,7 +249,7 @@ async fn fetch(
                 continue;
             }
             pace(core, header.shard_len as usize).await;
-            calls.push(async move { (node, index, fetch_one(core, view, header, node, index).await) });
+            calls.push(async move { (node, index, fetch_one(core, view, slow, header, node, index).await) });
         }
         let Some((node, index, shard)) = calls.next().await else { break };
         match shard {
@@ -184,6 +268,7 @@ async fn fetch(
 async fn fetch_one(
     core: &Arc<Core>,
     view: &View,
+    slow: &Slow,
     header: &Arc<SignedHeader>,
     node: NodeId,
     index: usize,
@@ -201,7 +286,8 @@ async fn fetch_one(
         length: 0,
     });
     let peer = view.peer(&node)?;
-    let (_, shard) = core.endpoint.call(&peer, call, Vec::new(), SHARD_DEADLINE).await.ok()?;
+    let answer = core.endpoint.call(&peer, call, Vec::new(), deadline(header.shard_len as usize)).await;
+    let (_, shard) = answer.inspect_err(|error| slow.note(node, error)).ok()?;
     let (header, checked) = (header.clone(), shard.clone());
     let sound = core.executor.run(move || {
         checked.len() == header.shard_len as usize && *blake3::hash(&checked).as_bytes() == header.shards[index].0
@@ -219,7 +305,7 @@ pub(crate) async fn ask_to_check(core: &Core, view: &View, stripe: StripeId, nod
     let Some(peer) = view.peer(&node) else { return };
     let stripe = Bytes::copy_from_slice(stripe.as_bytes());
     let call = request::Kind::CheckShard(wire::CheckShard { stripe, index: index as u32 });
-    if let Err(error) = core.endpoint.call(&peer, call, Vec::new(), SHARD_DEADLINE).await {
+    if let Err(error) = core.endpoint.call(&peer, call, Vec::new(), deadline(DATA_LIMIT)).await {
         tracing::debug!(%error, "a node did not re-read a doubtful shard");
     }
 }
@@ -228,6 +314,7 @@ pub(crate) async fn ask_to_check(core: &Core, view: &View, stripe: StripeId, nod
 async fn place(
     core: &Arc<Core>,
     view: &View,
+    slow: &Slow,
     header: &Arc<SignedHeader>,
     index: usize,
     shard: &Bytes,
@@ -249,10 +336,11 @@ async fn place(
     let Some(peer) = view.peer(&target) else { return false };
     let call =
         request::Kind::PutShard(wire::PutShard { header: header.bytes().clone(), index: index as u32, sweep: 0 });
-    match core.endpoint.call(&peer, call, vec![shard.clone()], SHARD_DEADLINE).await {
+    match core.endpoint.call(&peer, call, vec![shard.clone()], deadline(shard.len())).await {
         Ok((reply::Kind::PutShard(_), _)) => true,
         Ok(_) => false,
         Err(error) => {
+            slow.note(target, &error);
             tracing::debug!(on = %target.short(), %error, "a shard could not be placed");
             false
         }
@@ -272,7 +360,7 @@ async fn revive(core: &Arc<Core>, view: &View, stripe: StripeId, node: NodeId, i
         offset: 0,
         length: 1,
     });
-    core.endpoint.call(&peer, call, Vec::new(), SHARD_DEADLINE).await.is_ok()
+    core.endpoint.call(&peer, call, Vec::new(), CALL_DEADLINE).await.is_ok()
 }
 
 /// Sends a surplus shard of mine to its home.
@@ -281,11 +369,11 @@ pub(crate) async fn send_home(core: &Arc<Core>, view: &View, stripe: StripeId, i
     let read = core.executor.run(move || {
         let read = shared.store.read(ShardKey { stripe, index }, 0..0)?;
         let header = shared.store.header(&stripe)?;
-        Ok::<_, crate::store::StoreError>((Arc::new(header), read))
+        Ok::<_, StoreError>((Arc::new(header), read))
     });
     let Ok(Ok((header, read))) = read.await else { return };
     pace(core, read.data.len()).await;
-    if place(core, view, &header, index, &read.data, &read.tree, home).await {
+    if place(core, view, &Slow::default(), &header, index, &read.data, &read.tree, home).await {
         core.metrics.rebalanced_shards.inc();
         tracing::info!(stripe = %stripe.short(), index, home = %home.short(), "a shard went home");
     }
@@ -329,7 +417,7 @@ pub(crate) async fn challenge(
         length: 1,
     });
     let began = Instant::now();
-    let result = match core.endpoint.call(&peer, call, Vec::new(), SHARD_DEADLINE).await {
+    let result = match core.endpoint.call(&peer, call, Vec::new(), CALL_DEADLINE).await {
         Ok((reply::Kind::GetShard(reply), block)) => {
             if proves(&header, index, &reply, &block, offset) {
                 AuditResult::Passed
@@ -365,4 +453,19 @@ fn proves(header: &SignedHeader, index: usize, reply: &wire::GetShardReply, bloc
 /// The index and place of each of my live shards of a stripe.
 pub(crate) fn live_indices(held: &[crate::store::Held]) -> impl Iterator<Item = usize> + '_ {
     held.iter().filter(|held| held.state == ShardState::Live).map(|held| held.index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_who_ask_share_one_budget() {
+        let (budget, now) = (Budget::new(1000), Instant::now());
+        let seconds = |instant: Instant| (instant - now).as_secs_f64();
+        assert_eq!([500, 1000, 0].map(|bytes| seconds(budget.turn(bytes, now))), [0.5, 1.5, 1.5]);
+        // What was not used does not add up.
+        let later = now + Duration::from_secs(60);
+        assert_eq!(seconds(budget.turn(1000, later)), 61.0);
+    }
 }

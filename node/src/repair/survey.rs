@@ -164,9 +164,11 @@ async fn alerts(core: &Arc<Core>, memory: &mut Memory) {
     for batch in stripes.chunks(BATCH) {
         let mut mine = Vec::new();
         for stripe in batch {
-            match core.store.held(stripe) {
-                Ok(held) if held.is_empty() => tell_others(core, *stripe).await,
-                Ok(_) => mine.push(*stripe),
+            let (shared, id) = (core.clone(), *stripe);
+            match core.executor.run(move || shared.store.held(&id)).await {
+                Ok(Ok(held)) if held.is_empty() => tell_others(core, *stripe).await,
+                Ok(Ok(_)) => mine.push(*stripe),
+                Ok(Err(error)) => tracing::error!(%error, "the shard store cannot be read"),
                 Err(error) => tracing::error!(%error, "the shard store cannot be read"),
             }
         }
@@ -265,10 +267,8 @@ async fn rebalance(core: &Arc<Core>, view: &View, up: &BTreeSet<NodeId>, holding
         for (index, what) in surplus(&holding.facts(&walk, up), view.me) {
             match what {
                 Surplus::Send { home } => {
-                    // A node that just came back may hold the shard and not have said so yet.
-                    if holding.trash.get(&home).is_some_and(|trash| trash.contains(&index))
-                        || holding.live.contains_key(&home)
-                    {
+                    // It has only to take it out of its trash, which repair asks it to.
+                    if holding.trash.get(&home).is_some_and(|trash| trash.contains(&index)) {
                         continue;
                     }
                     rebuild::send_home(core, view, *stripe, index, home).await;
@@ -352,6 +352,7 @@ pub(crate) async fn ask(
             if holding.home {
                 entry.homes.insert(node);
             }
+            entry.complete |= holding.complete;
         }
     }
     (holdings, answered)

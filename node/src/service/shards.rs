@@ -151,6 +151,7 @@ pub(super) async fn have(
                 live: of(true).map(|held| held.index as u32).collect(),
                 trash: of(false).map(|held| held.index as u32).collect(),
                 condemned: false,
+                complete: held.iter().any(|held| held.complete),
                 home,
             })
         };

@@ -101,6 +101,24 @@ fn the_trash_is_revived_before_anything_is_rebuilt() {
 }
 
 #[test]
+fn what_lies_only_in_trash_is_brought_back_by_those_who_have_it() {
+    // Four homes took over from four others, and were lost all at once.
+    let mut world = World::new(8, 2, 2).down(&[1, 2, 3, 4]);
+    for (number, index) in [(7, 0), (6, 1), (8, 2), (9, 3)] {
+        world.trash.insert(node(number), BTreeSet::from([index]));
+    }
+    world.up.insert(node(9));
+    let plan = world.plan();
+    assert_eq!(plan.leaders, nodes([6, 7, 8, 9]));
+    let revived: BTreeSet<usize> = plan
+        .steps
+        .iter()
+        .filter_map(|step| if let Step::Revive { index, .. } = step { Some(*index) } else { None })
+        .collect();
+    assert_eq!(revived, BTreeSet::from([0, 1, 2, 3]));
+}
+
+#[test]
 fn with_fewer_nodes_than_shards_each_live_node_holds_one() {
     let world = World::new(8, 5, 3).down(&[7, 8]);
     assert_eq!(world.plan().steps, []);
