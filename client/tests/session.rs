@@ -134,6 +134,76 @@ async fn overwriting_renaming_copying_removing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_a_files_or_a_directorys_never_both() {
+    let cluster = Cluster::of(2).await;
+    let (session, sheet) = cluster.vault("laptop", None).await;
+    let mut writer = session.writer().await.unwrap();
+    for path in ["dir/sub/file", "file", "other"] {
+        put(&mut writer, path, path.as_bytes()).await;
+    }
+    writer.commit().await.unwrap();
+    let before = everything(&session).await;
+    let meta = Meta::default();
+    let progress = Progress::default();
+    // Of what is committed, then of what this writer has just put.
+    for fresh in [false, true] {
+        let mut writer = session.writer().await.unwrap();
+        if fresh {
+            writer.remove("", true).await.unwrap();
+            for path in ["dir/sub/file", "file", "other"] {
+                put(&mut writer, path, path.as_bytes()).await;
+            }
+        }
+        let refused = |result: Result<(), SessionError>, named: &str| {
+            let error = result.unwrap_err();
+            assert!(matches!(&error, SessionError::WrongKind { path, .. } if path == named), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        };
+        for path in ["dir", "dir/sub"] {
+            refused(writer.put_file(path.into(), meta, &b"x"[..], &progress).await.map(drop), path);
+            refused(writer.put_entry(path.into(), Entry::symlink("x")).await, path);
+        }
+        refused(writer.put_file("file/x/y".into(), meta, &b"x"[..], &progress).await.map(drop), "file");
+        refused(writer.put_file("dir/sub/file/x".into(), meta, &b"x"[..], &progress).await.map(drop), "dir/sub/file");
+        refused(writer.put_entry("file/".into(), Entry::dir()).await, "file");
+        for (from, to, named) in [
+            ("file", "other/x", "other"),
+            ("dir", "file", "file"),
+            ("dir", "other/x", "other"),
+            ("file", "file/x", "file"),
+        ] {
+            refused(writer.rename(from, to).await.map(drop), named);
+            refused(writer.copy(from, to).await.map(drop), named);
+        }
+        refused(writer.rename("file", "dir").await.map(drop), "dir");
+        writer.commit().await.unwrap();
+        assert_eq!(everything(&session).await, before);
+    }
+    // What is removed first is in nobody's way.
+    let mut writer = session.writer().await.unwrap();
+    writer.remove("dir", true).await.unwrap();
+    put(&mut writer, "dir", b"a file now").await;
+    writer.remove("file", false).await.unwrap();
+    put(&mut writer, "file/inside", b"a directory now").await;
+    writer.commit().await.unwrap();
+
+    // Two devices that do not know of each other.
+    let env = Environment::real().unwrap();
+    let (phone, _) = Session::recover(&env, cluster.machine("phone"), &sheet, Protection::Bare).await.unwrap();
+    let (mut one, mut two) = (session.writer().await.unwrap(), phone.writer().await.unwrap());
+    put(&mut one, "name", b"a file").await;
+    put(&mut two, "name/inside", b"in a directory").await;
+    let (first, second) = tokio::join!(one.commit(), two.commit());
+    (first.unwrap(), second.unwrap());
+    let found = everything(&session).await;
+    assert_eq!(found, everything(&phone).await);
+    let copy = found.keys().find(|key| key.starts_with("name (conflict ")).unwrap();
+    assert_eq!((&found[copy][..], &found["name/inside"][..]), (&b"a file"[..], &b"in a directory"[..]));
+    assert!(!found.contains_key("name"));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn equal_content_is_stored_once() {
     let cluster = Cluster::of(2).await;
     let (session, _) = cluster.vault("laptop", None).await;

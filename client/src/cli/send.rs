@@ -173,7 +173,14 @@ impl Upload<'_> {
             match found {
                 Ok(found) => {
                     let key = target::join(&errand.key, &found.relative);
-                    self.found(writer, found, key).await?;
+                    let (inside, path) = (!found.relative.is_empty(), found.path.clone());
+                    match self.found(writer, found, key).await {
+                        // What was named itself is an error; of a folder the rest is stored.
+                        Err(error @ SessionError::WrongKind { .. }) if inside => {
+                            self.leave_out(&format!("{}: in the vault {error}", path.display()));
+                        }
+                        other => other?,
+                    }
                 }
                 Err(unreadable) => self.leave_out(&unreadable.to_string()),
             }
@@ -185,7 +192,7 @@ impl Upload<'_> {
         Ok(())
     }
 
-    async fn found(&mut self, writer: &mut Writer, found: Found, key: Vec<u8>) -> anyhow::Result<()> {
+    async fn found(&mut self, writer: &mut Writer, found: Found, key: Vec<u8>) -> Result<(), SessionError> {
         let (kind, meta) = (found.metadata.file_type(), meta(&found.metadata));
         if kind.is_dir() {
             let key = path::dir(&key).map_err(SessionError::from)?;

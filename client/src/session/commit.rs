@@ -79,6 +79,7 @@ impl Writer {
         for tip in merging::load(&self.upload, &keys, &news).await? {
             let theirs = tip.commit.files.as_ref().map(|root| root.id);
             self.joined.include(&mut self.upload, &keys, tip).await?;
+            self.open_dir = bytes::Bytes::new();
             // Where nothing of ours is left beside what they wrote, there is nothing to commit.
             self.dirty = self.joined.parents.len() > 1 || self.joined.files.as_ref().map(|root| root.id) != theirs;
         }

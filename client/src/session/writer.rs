@@ -89,6 +89,8 @@ pub struct Writer {
     pub(super) dirty: bool,
     /// Changes not in the tree yet.
     pub(super) changes: BTreeMap<Bytes, Option<Entry>>,
+    /// A directory that something was put into last: neither it nor one above it is a file.
+    pub(super) open_dir: Bytes,
     pub(super) upload: Upload,
 }
 
@@ -111,7 +113,8 @@ impl Session {
         let tips = merging::load(&upload, &self.inner.keys, &heads.heads).await?;
         let dirty = tips.len() != 1;
         let joined = Joined::of(&mut upload, &self.inner.keys, tips).await?;
-        Ok(Writer { session: self.clone(), _lock: lock, base, joined, dirty, changes: BTreeMap::new(), upload })
+        let (changes, open_dir) = (BTreeMap::new(), Bytes::new());
+        Ok(Writer { session: self.clone(), _lock: lock, base, joined, dirty, changes, open_dir, upload })
     }
 
     async fn lock(&self) -> Result<WriterLock, SessionError> {
@@ -163,7 +166,8 @@ impl Writer {
     }
 
     /// Uploads a file and puts it at `key` ([`crate::vault::path::file`]). Chunks that this upload or the file's older
-    /// version has are not sent again.
+    /// version has are not sent again. [`SessionError::WrongKind`], before anything is read, where a directory is there or
+    /// a file is in the place of a directory above it.
     pub async fn put_file(
         &mut self,
         key: Bytes,
@@ -175,7 +179,7 @@ impl Writer {
         if key.ends_with(b"/") {
             return Err(SessionError::WrongKind { path: lossy(&key), is: "a directory's name, not a file's" });
         }
-        let old = self.get(&key).await?;
+        let old = self.place_for(&key).await?;
         let (mut entry, stored) = self.upload.file(source, old.as_ref(), progress).await?;
         (entry.mode, entry.mtime_ns) = (meta.mode, meta.mtime_ns);
         self.change(key, Some(entry)).await?;
@@ -183,13 +187,50 @@ impl Writer {
         Ok(stored)
     }
 
-    /// Puts an entry at `key`: a directory's ends in `/`.
+    /// Puts an entry at `key`: a directory's ends in `/`. [`SessionError::WrongKind`] as with [`Writer::put_file`].
     pub async fn put_entry(&mut self, key: Bytes, entry: Entry) -> Result<(), SessionError> {
         path::check_key(&key)?;
+        self.place_for(&key).await?;
         self.change(key, Some(entry)).await
     }
 
+    /// What is at `key`, if there may be something: a name is a file's or a directory's, never both.
+    async fn place_for(&self, key: &Bytes) -> Result<Option<Entry>, SessionError> {
+        let old = self.get(key).await?;
+        if old.is_some() {
+            return Ok(old);
+        }
+        if !key.ends_with(b"/") && self.has_below(&path::dir_of(key)).await? {
+            return Err(SessionError::WrongKind { path: lossy(key), is: "a directory: a file cannot take its place" });
+        }
+        let known = if key.starts_with(&self.open_dir) { self.open_dir.len() } else { 0 };
+        let slashes = key.iter().enumerate().skip(known).filter(|(_, byte)| **byte == b'/').map(|(slash, _)| slash);
+        for above in slashes.map(|slash| &key[..slash]) {
+            if self.get(above).await?.is_some() {
+                return Err(SessionError::WrongKind { path: lossy(above), is: "a file: nothing can be put into it" });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether anything is in the directory with this key, itself included.
+    async fn has_below(&self, dir: &Bytes) -> Result<bool, SessionError> {
+        let mut changed = self.changes.range(dir.clone()..).take_while(|(key, _)| key.starts_with(dir));
+        if changed.any(|(_, change)| change.is_some()) {
+            return Ok(true);
+        }
+        let mut scan = tree::Scan::new(&self.session.inner.keys, &self.joined.files, dir.clone());
+        while let Some((key, _)) = scan.next(&self.upload).await? {
+            // What is left of the changes here removes.
+            if !self.changes.contains_key(&key) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     async fn change(&mut self, key: Bytes, entry: Option<Entry>) -> Result<(), SessionError> {
+        self.open_dir = if entry.is_some() { key.slice(..path::parent(&key).len()) } else { Bytes::new() };
         self.changes.insert(key, entry);
         if self.changes.len() >= HELD_BACK { self.fold().await } else { Ok(()) }
     }
@@ -281,9 +322,7 @@ impl Writer {
         if !self.below(&path::dir(to)?).await?.is_empty() {
             return wrong(to, "a directory that is there already");
         }
-        if is_dir && self.get(&path::file(to)?).await?.is_some() {
-            return wrong(to, "a file that is there already");
-        }
+        self.place_for(&target).await?;
         let count = named.entries.len() as u64;
         for (key, entry) in named.entries {
             let moved = Bytes::from([&target, &key[named.key.len()..]].concat());
