@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::home::Profile;
 use super::{CLOSE_DEADLINE, Environment, Fetcher, HomeError, Inner, Session, SessionError, State, VaultFolder};
 use crate::cluster::gate::ClientGate;
-use crate::cluster::join::{self, Contact};
+use crate::cluster::join;
 use crate::cluster::{self, Cluster, Members};
 use crate::vault::keyfile::{self, Cost, DeviceSecrets, Protection};
 use crate::vault::keys::VaultSecret;
@@ -106,10 +106,8 @@ impl Session {
         protection: Protection<'_>,
     ) -> Result<(Session, Recovered), SessionError> {
         let secrets = prepare(env, &folder, protection, Some(&sheet.secret)).await?;
-        let contacts = sheet.nodes.iter().map(|node| Contact { node: node.node, address: node.address });
-        let contacts: Vec<Contact> = contacts.collect();
         let endpoint = stranger(env, &secrets, sheet.cluster)?;
-        let fetched = join::fetch_vault(&endpoint, sheet.cluster, &contacts).await;
+        let fetched = join::fetch_vault(&endpoint, sheet.cluster, &sheet.nodes).await;
         endpoint.close(CLOSE_DEADLINE).await;
         let session = admitted(env, folder, secrets, fetched?, None).await?;
         let state = session.state().await?;
