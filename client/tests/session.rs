@@ -301,6 +301,27 @@ async fn recovery_from_the_sheet_and_passphrases() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheme_that_does_not_fit_costs_no_invite() {
+    let cluster = Cluster::of(3).await;
+    let (env, token) = (Environment::real().unwrap(), cluster.invite(InviteKind::Vault, 9));
+    let create = async |scheme: &str| {
+        let scheme = Some(scheme.parse().unwrap());
+        let protection = Protection::Passphrase("open sesame", cheap());
+        Session::create(&env, cluster.machine("laptop"), &token, protection, scheme).await
+    };
+    let refused = create("4+4").await.err().unwrap();
+    assert!(matches!(refused, SessionError::SchemeRefused(_)), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("1+2 would fit") && text.contains("the same invite"), "{text}");
+    assert_eq!(refused.exit_code(), 2);
+    assert!(!cluster.machine("laptop").is_set_up());
+    let (session, _) = create("1+2").await.unwrap();
+    assert_eq!(session.chosen_scheme(), Some("1+2".parse().unwrap()));
+    assert_eq!(session.state().await.unwrap().files, 0);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_writer_per_machine_and_a_dropped_one_leaves_nothing() {
     let cluster = Cluster::of(3).await;
     let (session, _) = cluster.vault("laptop", None).await;

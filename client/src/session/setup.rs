@@ -76,6 +76,10 @@ impl Wrap {
 impl Session {
     /// Makes a new vault: redeems the token, makes this device, writes the first, empty state. If it was cut off, the
     /// same call, with the same protection, goes on. Show the sheet: it is all that brings the vault back elsewhere.
+    ///
+    /// How many nodes there are is told only to those who have redeemed their invite. So a scheme that they are too few
+    /// for is refused after that ([`SessionError::SchemeRefused`]); the keys stay in the folder, and the invite is good
+    /// for them: the same call with another scheme makes the vault.
     pub async fn create(
         env: &Environment,
         folder: VaultFolder,
@@ -89,8 +93,10 @@ impl Session {
         endpoint.close(CLOSE_DEADLINE).await;
         let (cert, table) = redeemed?;
         let session = admitted(env, folder, secrets, (cert, table), scheme).await?;
-        if let Some(scheme) = scheme {
-            scheme::fits(scheme, session.inner.cluster.members().ring().len())?;
+        let fits = scheme.map_or(Ok(()), |scheme| scheme::fits(scheme, session.inner.cluster.members().ring().len()));
+        if let Err(error) = fits {
+            session.close().await;
+            return Err(SessionError::SchemeRefused(error));
         }
         session.first_state().await?;
         session.inner.folder.set_profile(&session.inner.profile())?;
