@@ -40,7 +40,7 @@ const CLUSTER_LIMITS: cluster::Limits =
 /// What a recovery found.
 #[derive(Debug, Clone)]
 pub struct Recovered {
-    /// The newest state that the cluster knows, with its date and how certain it is: show it to the user.
+    /// The newest state that any member of the cluster knows, with its date and how certain it is: show it to the user.
     pub state: State,
 }
 
@@ -104,7 +104,8 @@ impl Session {
         Ok((session, sheet))
     }
 
-    /// Sets a vault up on this machine from its recovery sheet alone, as a new device.
+    /// Sets a vault up on this machine from its recovery sheet alone, as a new device. Every member is asked for the
+    /// vault's heads, also those that do not replicate them now.
     pub async fn recover(
         env: &Environment,
         folder: VaultFolder,
@@ -116,7 +117,8 @@ impl Session {
         let fetched = join::fetch_vault(&endpoint, sheet.cluster, &sheet.nodes).await;
         endpoint.close(CLOSE_DEADLINE).await;
         let session = admitted(env, folder, secrets, fetched?, None).await?;
-        let state = session.state().await?;
+        let heads = session.read_heads_of_all().await?;
+        let state = session.readable(&heads).await?;
         session.inner.folder.set_profile(&session.inner.profile())?;
         Ok((session, Recovered { state }))
     }
