@@ -322,6 +322,27 @@ async fn a_scheme_that_does_not_fit_costs_no_invite() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovered_vault_is_coded_as_before() {
+    let cluster = Cluster::of(4).await;
+    let env = Environment::real().unwrap();
+    let (session, sheet) = cluster.vault("laptop", None).await;
+    let recovered = async |machine: &str| {
+        let folder = cluster.machine(machine);
+        let (session, _) = Session::recover(&env, folder.clone(), &sheet, Protection::Bare).await.unwrap();
+        assert_eq!(folder.profile().unwrap().scheme, session.chosen_scheme());
+        session.chosen_scheme()
+    };
+    assert_eq!(recovered("one").await, None, "the cluster's size decides, as before");
+    let chosen = Some("1+1".parse().unwrap());
+    session.set_scheme(chosen).unwrap();
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "a", b"coded as was chosen").await;
+    writer.commit().await.unwrap();
+    assert_eq!(recovered("two").await, chosen);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_writer_per_machine_and_a_dropped_one_leaves_nothing() {
     let cluster = Cluster::of(3).await;
     let (session, _) = cluster.vault("laptop", None).await;

@@ -3,14 +3,15 @@
 //! Setting up can be cut off at any point and run again: the key file comes first and is gone on with, an invite that is
 //! redeemed again by the same key gives the same certificate, and the profile, which makes a folder a vault, comes last.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use potluck_proto::cert::{DeviceCert, Rights, VaultCert};
+use potluck_proto::head::SignedHead;
 use potluck_proto::id::{ClusterId, DeviceId};
 use potluck_proto::invite::InviteToken;
 use potluck_proto::key::SecretKey;
-use potluck_proto::scheme;
+use potluck_proto::scheme::{self, ASSUMED_UPTIME};
 use potluck_proto::stripe::Scheme;
 use potluck_proto::transport::{Endpoint, Limits};
 use potluck_proto::wire;
@@ -23,6 +24,7 @@ use super::{CLOSE_DEADLINE, Environment, Fetcher, HomeError, Inner, Session, Ses
 use crate::cluster::gate::ClientGate;
 use crate::cluster::join;
 use crate::cluster::{self, Cluster, Members};
+use crate::vault::commit::RootPointer;
 use crate::vault::keyfile::{self, Cost, DeviceSecrets, Protection};
 use crate::vault::keys::VaultSecret;
 use crate::vault::sheet::RecoverySheet;
@@ -106,6 +108,9 @@ impl Session {
 
     /// Sets a vault up on this machine from its recovery sheet alone, as a new device. Every member is asked for the
     /// vault's heads, also those that do not replicate them now.
+    ///
+    /// No format carries the scheme that the vault's user chose, but each stripe its own: new data is coded as the newest
+    /// commit is, unless that is what the cluster's size suggests anyway or the cluster is too small for it by now.
     pub async fn recover(
         env: &Environment,
         folder: VaultFolder,
@@ -119,6 +124,7 @@ impl Session {
         let session = admitted(env, folder, secrets, fetched?, None).await?;
         let heads = session.read_heads_of_all().await?;
         let state = session.readable(&heads).await?;
+        session.adopt_scheme(&heads.heads).await?;
         session.inner.folder.set_profile(&session.inner.profile())?;
         Ok((session, Recovered { state }))
     }
@@ -139,6 +145,18 @@ impl Session {
         session.inner.cluster.connect().await?;
         session.keep_members();
         Ok(session)
+    }
+
+    /// Takes the scheme of the newest of these heads' commits for the chosen one.
+    async fn adopt_scheme(&self, heads: &[SignedHead]) -> Result<(), SessionError> {
+        let Some(newest) = heads.iter().max_by_key(|head| (head.created_ms, head.id())) else { return Ok(()) };
+        let root = RootPointer::open(&self.inner.keys, &newest.root)?;
+        let used = self.inner.cluster.header(root.pointer.stripe).await?.scheme;
+        let nodes = self.inner.cluster.members().ring().len();
+        let chosen = used != scheme::default_scheme(nodes, ASSUMED_UPTIME) && scheme::fits(used, nodes).is_ok();
+        let mut profile = self.inner.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        profile.scheme = chosen.then_some(used);
+        Ok(())
     }
 
     pub(super) fn keep_members(&self) {
