@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use potluck::session::{Environment, Freshness, Meta, Progress, Session, SessionError, State};
+use potluck::session::{CHECKPOINT_INTERVAL, Environment, Freshness, Meta, Progress, Session, SessionError, State};
 use potluck::vault::entry::{Entry, Kind};
 use potluck::vault::keyfile::{Cost, KeyfileError, Protection};
 use potluck::vault::path;
@@ -339,6 +339,30 @@ async fn a_recovered_vault_is_coded_as_before() {
     put(&mut writer, "a", b"coded as was chosen").await;
     writer.commit().await.unwrap();
     assert_eq!(recovered("two").await, chosen);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_upload_commits_what_it_has_and_tells_all_of_it_at_the_end() {
+    let cluster = Cluster::of(2).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let progress = Progress::default();
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "one", &noise(1, 300_000)).await;
+    assert_eq!(writer.checkpoint_if_due(CHECKPOINT_INTERVAL, &progress).await.unwrap(), None, "too early");
+    assert!(everything(&session).await.is_empty());
+    let first = writer.checkpoint_if_due(Duration::ZERO, &progress).await.unwrap().unwrap();
+    assert!(!first.unchanged && first.stripes > 0);
+    assert_eq!(everything(&session).await.len(), 1, "seen while the upload goes on");
+    put(&mut writer, "two", &noise(2, 300_000)).await;
+    let second = writer.checkpoint_if_due(Duration::ZERO, &progress).await.unwrap().unwrap();
+    let all = writer.commit().await.unwrap();
+    assert_eq!(
+        (all.stripes, all.bytes_stored),
+        (first.stripes + second.stripes, first.bytes_stored + second.bytes_stored)
+    );
+    assert_eq!((all.unchanged, all.files), (false, 2), "nothing was left for the last commit, but all was stored");
+    assert_eq!(everything(&session).await.len(), 2);
     cluster.end().await;
 }
 

@@ -31,6 +31,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a writer waits for a quorum to tell the newest state.
 const QUORUM_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a long upload goes on before it commits what it has.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
+
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -54,7 +57,7 @@ pub struct Stored {
     pub new_bytes: u64,
 }
 
-/// A commit that was acknowledged.
+/// A commit that was acknowledged; of a writer's last one, all of its commits together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// Stripes written, tree nodes included.
@@ -77,6 +80,22 @@ pub struct Committed {
     pub unchanged: bool,
 }
 
+impl Committed {
+    /// What this commit and those before it of the same writer come to together.
+    pub(super) fn after(mut self, before: Option<Committed>) -> Committed {
+        let Some(before) = before else { return self };
+        self.stripes += before.stripes;
+        self.bytes_stored += before.bytes_stored;
+        if before.losses_survived < self.losses_survived {
+            (self.losses_survived, self.degraded) = (before.losses_survived, before.degraded);
+        }
+        self.concurrent = self.concurrent.max(before.concurrent);
+        self.conflicts.splice(..0, before.conflicts);
+        self.unchanged &= before.unchanged;
+        self
+    }
+}
+
 /// The one writer of a vault on this machine.
 pub struct Writer {
     pub(super) session: Session,
@@ -91,6 +110,10 @@ pub struct Writer {
     pub(super) changes: BTreeMap<Bytes, Option<Entry>>,
     /// A directory that something was put into last: neither it nor one above it is a file.
     pub(super) open_dir: Bytes,
+    /// What the checkpoints so far came to.
+    pub(super) before: Option<Committed>,
+    /// When this writer began, or when a checkpoint was tried last.
+    checked: Instant,
     pub(super) upload: Upload,
 }
 
@@ -113,8 +136,18 @@ impl Session {
         let tips = merging::load(&upload, &self.inner.keys, &heads.heads).await?;
         let dirty = tips.len() != 1;
         let joined = Joined::of(&mut upload, &self.inner.keys, tips).await?;
-        let (changes, open_dir) = (BTreeMap::new(), Bytes::new());
-        Ok(Writer { session: self.clone(), _lock: lock, base, joined, dirty, changes, open_dir, upload })
+        Ok(Writer {
+            session: self.clone(),
+            _lock: lock,
+            base,
+            joined,
+            dirty,
+            changes: BTreeMap::new(),
+            open_dir: Bytes::new(),
+            before: None,
+            checked: Instant::now(),
+            upload,
+        })
     }
 
     async fn lock(&self) -> Result<WriterLock, SessionError> {
@@ -227,6 +260,22 @@ impl Writer {
             }
         }
         Ok(false)
+    }
+
+    /// Commits what was changed so far, if `interval` has passed since this writer began or the last time that this was
+    /// tried: to be called after each file of a long upload with [`CHECKPOINT_INTERVAL`]. `None` if it is too early. After
+    /// an error as after one of [`Writer::checkpoint`].
+    pub async fn checkpoint_if_due(
+        &mut self,
+        interval: Duration,
+        progress: &Progress,
+    ) -> Result<Option<Committed>, SessionError> {
+        if self.checked.elapsed() < interval {
+            return Ok(None);
+        }
+        let committed = self.checkpoint(progress).await;
+        self.checked = Instant::now();
+        committed.map(Some)
     }
 
     async fn change(&mut self, key: Bytes, entry: Option<Entry>) -> Result<(), SessionError> {
