@@ -38,7 +38,7 @@ pub use self::progress::Progress;
 pub use self::reader::{Listing, Reader, Scan};
 pub use self::setup::Recovered;
 pub use self::state::{Freshness, Rollback, State};
-pub use self::writer::{Committed, Meta, Stored, Writer};
+pub use self::writer::{CHECKPOINT_INTERVAL, Committed, Meta, Stored, Writer};
 
 use self::fetch::Fetcher;
 use crate::cluster::{Cluster, WallClock};

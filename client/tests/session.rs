@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use potluck::session::{Environment, Freshness, Meta, Progress, Session, SessionError, State};
+use potluck::session::{CHECKPOINT_INTERVAL, Environment, Freshness, Meta, Progress, Session, SessionError, State};
 use potluck::vault::entry::{Entry, Kind};
 use potluck::vault::keyfile::{Cost, KeyfileError, Protection};
 use potluck::vault::path;
@@ -134,6 +134,76 @@ async fn overwriting_renaming_copying_removing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_a_files_or_a_directorys_never_both() {
+    let cluster = Cluster::of(2).await;
+    let (session, sheet) = cluster.vault("laptop", None).await;
+    let mut writer = session.writer().await.unwrap();
+    for path in ["dir/sub/file", "file", "other"] {
+        put(&mut writer, path, path.as_bytes()).await;
+    }
+    writer.commit().await.unwrap();
+    let before = everything(&session).await;
+    let meta = Meta::default();
+    let progress = Progress::default();
+    // Of what is committed, then of what this writer has just put.
+    for fresh in [false, true] {
+        let mut writer = session.writer().await.unwrap();
+        if fresh {
+            writer.remove("", true).await.unwrap();
+            for path in ["dir/sub/file", "file", "other"] {
+                put(&mut writer, path, path.as_bytes()).await;
+            }
+        }
+        let refused = |result: Result<(), SessionError>, named: &str| {
+            let error = result.unwrap_err();
+            assert!(matches!(&error, SessionError::WrongKind { path, .. } if path == named), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        };
+        for path in ["dir", "dir/sub"] {
+            refused(writer.put_file(path.into(), meta, &b"x"[..], &progress).await.map(drop), path);
+            refused(writer.put_entry(path.into(), Entry::symlink("x")).await, path);
+        }
+        refused(writer.put_file("file/x/y".into(), meta, &b"x"[..], &progress).await.map(drop), "file");
+        refused(writer.put_file("dir/sub/file/x".into(), meta, &b"x"[..], &progress).await.map(drop), "dir/sub/file");
+        refused(writer.put_entry("file/".into(), Entry::dir()).await, "file");
+        for (from, to, named) in [
+            ("file", "other/x", "other"),
+            ("dir", "file", "file"),
+            ("dir", "other/x", "other"),
+            ("file", "file/x", "file"),
+        ] {
+            refused(writer.rename(from, to).await.map(drop), named);
+            refused(writer.copy(from, to).await.map(drop), named);
+        }
+        refused(writer.rename("file", "dir").await.map(drop), "dir");
+        writer.commit().await.unwrap();
+        assert_eq!(everything(&session).await, before);
+    }
+    // What is removed first is in nobody's way.
+    let mut writer = session.writer().await.unwrap();
+    writer.remove("dir", true).await.unwrap();
+    put(&mut writer, "dir", b"a file now").await;
+    writer.remove("file", false).await.unwrap();
+    put(&mut writer, "file/inside", b"a directory now").await;
+    writer.commit().await.unwrap();
+
+    // Two devices that do not know of each other.
+    let env = Environment::real().unwrap();
+    let (phone, _) = Session::recover(&env, cluster.machine("phone"), &sheet, Protection::Bare).await.unwrap();
+    let (mut one, mut two) = (session.writer().await.unwrap(), phone.writer().await.unwrap());
+    put(&mut one, "name", b"a file").await;
+    put(&mut two, "name/inside", b"in a directory").await;
+    let (first, second) = tokio::join!(one.commit(), two.commit());
+    (first.unwrap(), second.unwrap());
+    let found = everything(&session).await;
+    assert_eq!(found, everything(&phone).await);
+    let copy = found.keys().find(|key| key.starts_with("name (conflict ")).unwrap();
+    assert_eq!((&found[copy][..], &found["name/inside"][..]), (&b"a file"[..], &b"in a directory"[..]));
+    assert!(!found.contains_key("name"));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn equal_content_is_stored_once() {
     let cluster = Cluster::of(2).await;
     let (session, _) = cluster.vault("laptop", None).await;
@@ -227,6 +297,72 @@ async fn recovery_from_the_sheet_and_passphrases() {
     put(&mut writer, "new", b"from the new machine").await;
     writer.commit().await.unwrap();
     assert_eq!(session.state().await.unwrap().files, 2);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheme_that_does_not_fit_costs_no_invite() {
+    let cluster = Cluster::of(3).await;
+    let (env, token) = (Environment::real().unwrap(), cluster.invite(InviteKind::Vault, 9));
+    let create = async |scheme: &str| {
+        let scheme = Some(scheme.parse().unwrap());
+        let protection = Protection::Passphrase("open sesame", cheap());
+        Session::create(&env, cluster.machine("laptop"), &token, protection, scheme).await
+    };
+    let refused = create("4+4").await.err().unwrap();
+    assert!(matches!(refused, SessionError::SchemeRefused(_)), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("1+2 would fit") && text.contains("the same invite"), "{text}");
+    assert_eq!(refused.exit_code(), 2);
+    assert!(!cluster.machine("laptop").is_set_up());
+    let (session, _) = create("1+2").await.unwrap();
+    assert_eq!(session.chosen_scheme(), Some("1+2".parse().unwrap()));
+    assert_eq!(session.state().await.unwrap().files, 0);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovered_vault_is_coded_as_before() {
+    let cluster = Cluster::of(4).await;
+    let env = Environment::real().unwrap();
+    let (session, sheet) = cluster.vault("laptop", None).await;
+    let recovered = async |machine: &str| {
+        let folder = cluster.machine(machine);
+        let (session, _) = Session::recover(&env, folder.clone(), &sheet, Protection::Bare).await.unwrap();
+        assert_eq!(folder.profile().unwrap().scheme, session.chosen_scheme());
+        session.chosen_scheme()
+    };
+    assert_eq!(recovered("one").await, None, "the cluster's size decides, as before");
+    let chosen = Some("1+1".parse().unwrap());
+    session.set_scheme(chosen).unwrap();
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "a", b"coded as was chosen").await;
+    writer.commit().await.unwrap();
+    assert_eq!(recovered("two").await, chosen);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_upload_commits_what_it_has_and_tells_all_of_it_at_the_end() {
+    let cluster = Cluster::of(2).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let progress = Progress::default();
+    let mut writer = session.writer().await.unwrap();
+    put(&mut writer, "one", &noise(1, 300_000)).await;
+    assert_eq!(writer.checkpoint_if_due(CHECKPOINT_INTERVAL, &progress).await.unwrap(), None, "too early");
+    assert!(everything(&session).await.is_empty());
+    let first = writer.checkpoint_if_due(Duration::ZERO, &progress).await.unwrap().unwrap();
+    assert!(!first.unchanged && first.stripes > 0);
+    assert_eq!(everything(&session).await.len(), 1, "seen while the upload goes on");
+    put(&mut writer, "two", &noise(2, 300_000)).await;
+    let second = writer.checkpoint_if_due(Duration::ZERO, &progress).await.unwrap().unwrap();
+    let all = writer.commit().await.unwrap();
+    assert_eq!(
+        (all.stripes, all.bytes_stored),
+        (first.stripes + second.stripes, first.bytes_stored + second.bytes_stored)
+    );
+    assert_eq!((all.unchanged, all.files), (false, 2), "nothing was left for the last commit, but all was stored");
+    assert_eq!(everything(&session).await.len(), 2);
     cluster.end().await;
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A file whose size and time are those in the vault is not read again. What cannot be read is named and left out; the
 //! rest is stored. Everything becomes visible at once, when the commit is acknowledged, except that a put of more than ten
-//! minutes commits what it has every ten minutes.
+//! minutes commits the files that it has stored every ten minutes.
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -25,12 +25,9 @@ use super::meter::Meter;
 use super::options::Options;
 use super::target::{self, Source};
 use super::{human, screen::Screen};
-use crate::session::{Committed, Meta, Progress, Reader, Session, SessionError, Writer};
+use crate::session::{CHECKPOINT_INTERVAL, Committed, Meta, Progress, Reader, Session, SessionError, Writer};
 use crate::vault::entry::{Entry, Kind};
 use crate::vault::path;
-
-/// Time after which a long put commits what it has.
-const CHECKPOINT: Duration = Duration::from_secs(600);
 
 /// Bytes that a file is read in at once.
 const READ_SIZE: usize = 1 << 20;
@@ -107,17 +104,12 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     let mut meter = Meter::bytes(context.screen, "storing", total);
     meter.follow(&progress);
     let begun = Instant::now();
-    let mut upload = Upload {
-        put: &put,
-        screen: context.screen,
-        meter: &meter,
-        progress: &progress,
-        done: Done::default(),
-        committed: begun,
-    };
+    let mut upload =
+        Upload { put: &put, screen: context.screen, meter: &meter, progress: &progress, done: Done::default() };
     for errand in &errands {
         if errand.source == stdin {
             upload.file(&mut writer, errand.key.clone(), Meta::default(), standard_input()?).await?;
+            upload.checkpoint(&mut writer).await?;
         } else {
             upload.tree(&mut writer, errand).await?;
         }
@@ -164,7 +156,6 @@ struct Upload<'a> {
     meter: &'a Meter,
     progress: &'a Arc<Progress>,
     done: Done,
-    committed: Instant,
 }
 
 impl Upload<'_> {
@@ -173,19 +164,34 @@ impl Upload<'_> {
             match found {
                 Ok(found) => {
                     let key = target::join(&errand.key, &found.relative);
-                    self.found(writer, found, key).await?;
+                    let (inside, path) = (!found.relative.is_empty(), found.path.clone());
+                    match self.found(writer, found, key).await {
+                        // What was named itself is an error; of a folder the rest is stored.
+                        Err(error @ SessionError::WrongKind { .. }) if inside => {
+                            self.leave_out(&format!("{}: in the vault {error}", path.display()));
+                        }
+                        other => other?,
+                    }
                 }
                 Err(unreadable) => self.leave_out(&unreadable.to_string()),
             }
-            if self.committed.elapsed() >= CHECKPOINT {
-                writer.checkpoint(self.progress).await?;
-                self.committed = Instant::now();
-            }
+            self.checkpoint(writer).await?;
         }
         Ok(())
     }
 
-    async fn found(&mut self, writer: &mut Writer, found: Found, key: Vec<u8>) -> anyhow::Result<()> {
+    /// Commits what a long put has stored so far. That this cannot be now is no reason to give up: the next one may do.
+    async fn checkpoint(&self, writer: &mut Writer) -> Result<(), SessionError> {
+        match writer.checkpoint_if_due(CHECKPOINT_INTERVAL, self.progress).await {
+            Err(error @ (SessionError::NoQuorum(_) | SessionError::Head(_) | SessionError::Contended { .. })) => {
+                self.meter.aside(|| self.screen.warn(format!("what is stored so far is not committed yet: {error}")));
+                Ok(())
+            }
+            other => other.map(drop),
+        }
+    }
+
+    async fn found(&mut self, writer: &mut Writer, found: Found, key: Vec<u8>) -> Result<(), SessionError> {
         let (kind, meta) = (found.metadata.file_type(), meta(&found.metadata));
         if kind.is_dir() {
             let key = path::dir(&key).map_err(SessionError::from)?;

@@ -233,6 +233,7 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         value["name"] = name.into();
         value["vault"] = session.vault_id().to_string().into();
         value["cluster"] = session.cluster_id().to_string().into();
+        value["scheme"] = scheme_object(session.scheme());
         screen.object(&value)?;
     } else {
         screen.remark(format!(
@@ -242,6 +243,11 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
             human::size(state.bytes),
             committed_text(state)
         ))?;
+        if let Some(scheme) = session.chosen_scheme() {
+            screen.remark(format!(
+                "New data is coded {scheme}, as its newest data is: 'potluck vault scheme' shows and changes that."
+            ))?;
+        }
         screen.remark("Next: potluck ls, or potluck get -r / FOLDER")?;
     }
     for doubt in doubts(state) {

@@ -4,12 +4,13 @@
 //! differs, writes back what too few hold, and waits and retries within a deadline. It never writes on a doubt: without a
 //! quorum a read is marked possibly stale and a write is an error.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use potluck_proto::head::{CONCURRENT_LIMIT, HeadSet, SignedHead};
-use potluck_proto::id::{Digest, NodeId, VaultId};
+use potluck_proto::id::{Digest, HeadId, NodeId, VaultId};
 use potluck_proto::replica::{Heard, PAST_LIMIT, ReplicaList};
 use potluck_proto::transport::CallError;
 use potluck_proto::wire::{self, Code, reply, request};
@@ -29,6 +30,12 @@ const WRITE_TOTAL: Duration = Duration::from_secs(60);
 
 /// What a read always gives to writing back.
 const WRITE_BACK: Duration = Duration::from_secs(5);
+
+/// How long all members may take to say what they keep of a vault's heads.
+const EVERYONE_TOTAL: Duration = Duration::from_secs(15);
+
+/// How many members are asked at once.
+const AT_ONCE: usize = 64;
 
 /// How long the other replicas are waited for once a quorum has answered.
 const GRACE: Duration = Duration::from_millis(200);
@@ -136,6 +143,42 @@ impl Cluster {
         }
     }
 
+    /// As [`Cluster::read_heads`], and asks every other member too: one that leaves a vault's replicas keeps its heads,
+    /// so where too many replicas were lost at once, it may know the newest. A head that only such a member holds is
+    /// brought to a quorum, and the vault is said to be behind: what the lost replicas held alone is gone.
+    pub async fn read_heads_of_all(&self, vault: VaultId) -> HeadsRead {
+        let mut read = self.read_heads(vault).await;
+        let view = self.members().view();
+        let list = view.head_list(&vault);
+        let mut others = view.holders();
+        others.retain(|node| !list.contains(node));
+        others.sort_by_key(|node| !view.up.contains(node));
+        let mut heads = HeadSet::default();
+        read.heads.iter().for_each(|head| {
+            heads.offer(head.clone());
+        });
+        let until = Instant::now() + EVERYONE_TOTAL;
+        // Under no list: these are asked for what they keep, not for their word as replicas.
+        let answers = stream::iter(others).map(|node| self.ask(vault, node, None, Question::Read));
+        let mut answers = std::pin::pin!(answers.buffer_unordered(AT_ONCE));
+        let mut kept = Tally::new(list);
+        while let Ok(Some((node, answer))) = tokio::time::timeout_at(until, answers.next()).await {
+            kept.take(node, answer);
+        }
+        kept.heads_into(&mut heads);
+        let known: BTreeSet<HeadId> = read.heads.iter().map(SignedHead::id).collect();
+        let news: Vec<SignedHead> = heads.iter().filter(|head| !known.contains(&head.id())).cloned().collect();
+        for head in &news {
+            if let Err(error) = self.offer(head, Instant::now() + WRITE_BACK).await {
+                tracing::debug!(%error, "a head cannot be brought back to a quorum");
+                read.stale.get_or_insert(Stale::NotWrittenBack);
+            }
+        }
+        read.behind |= !news.is_empty();
+        read.heads = heads.iter().cloned().collect();
+        read
+    }
+
     /// Brings every maximal head that fewer than a quorum hold to one. Heads that turn up newer take their place.
     async fn write_back(&self, tally: &Tally, heads: &mut HeadSet, until: Instant) -> Result<(), Stale> {
         let scarce: Vec<SignedHead> = heads.iter().filter(|head| !tally.quorum_holds(&head.id())).cloned().collect();
@@ -196,7 +239,7 @@ impl Cluster {
         let members: Vec<NodeId> = tally.list().members().collect();
         let list = tally.list().id();
         let mut calls: FuturesUnordered<_> =
-            members.into_iter().map(|node| self.ask(vault, node, list, question)).collect();
+            members.into_iter().map(|node| self.ask(vault, node, Some(list), question)).collect();
         let mut patience = until;
         while let Ok(Some((node, answer))) = tokio::time::timeout_at(patience, calls.next()).await {
             tally.take(node, answer);
@@ -204,7 +247,7 @@ impl Cluster {
                 for node in tally.more_to_ask() {
                     // Asked once: an answer of some kind is in the tally before the next look.
                     tally.take(node, Answer::Away);
-                    calls.push(self.ask(vault, node, list, question));
+                    calls.push(self.ask(vault, node, Some(list), question));
                 }
             }
             if question.answered(tally) {
@@ -214,9 +257,16 @@ impl Cluster {
         }
     }
 
-    async fn ask(&self, vault: VaultId, node: NodeId, list: Digest, question: Question<'_>) -> (NodeId, Answer) {
+    /// Asks one node; with a list, it refuses where its own is another.
+    async fn ask(
+        &self,
+        vault: VaultId,
+        node: NodeId,
+        list: Option<Digest>,
+        question: Question<'_>,
+    ) -> (NodeId, Answer) {
         let vault_bytes = Bytes::copy_from_slice(vault.as_bytes());
-        let list = Bytes::copy_from_slice(list.as_bytes());
+        let list = list.map_or_else(Bytes::new, |list| Bytes::copy_from_slice(list.as_bytes()));
         let call = match question {
             Question::Read => request::Kind::ReadHeads(wire::ReadHeads { vault: vault_bytes, list }),
             Question::Write(head) => {

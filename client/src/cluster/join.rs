@@ -14,20 +14,13 @@ use potluck_proto::member::MemberTable;
 use potluck_proto::transport::{CallError, Endpoint, Peer};
 use potluck_proto::wire::{self, Code, reply, request};
 
+use crate::vault::sheet::SheetNode;
+
 /// How long one call may take; an inviter may first have to ask another node.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Most addresses that are tried, all at once.
 const CONTACTS_LIMIT: usize = 16;
-
-/// A node and where it was reached: what recovery sheets hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Contact {
-    /// The key that it has to prove.
-    pub node: NodeId,
-    /// Where it was.
-    pub address: SocketAddr,
-}
 
 /// Why a vault was not admitted or not found.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +97,7 @@ pub async fn redeem_vault(
 pub async fn fetch_vault(
     endpoint: &Endpoint,
     cluster: ClusterId,
-    contacts: &[Contact],
+    contacts: &[SheetNode],
 ) -> Result<(VaultCert, wire::Table), JoinError> {
     let contacts = &contacts[..contacts.len().min(CONTACTS_LIMIT)];
     let mut nodes: std::collections::BTreeMap<NodeId, Vec<SocketAddr>> = std::collections::BTreeMap::new();

@@ -27,16 +27,24 @@ const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Writer {
-    /// Commits: all changes are visible to everyone when this returns.
+    /// Commits: all changes are visible to everyone when this returns. Says what this writer's commits came to, its
+    /// checkpoints included.
     ///
     /// After an error nothing is visible, save for [`SessionError::Head`]: then the new state may yet come up, whole.
     pub async fn commit(mut self) -> Result<Committed, SessionError> {
-        self.checkpoint(&Progress::default()).await
+        let last = self.commit_so_far(&Progress::default()).await?;
+        Ok(last.after(self.before.take()))
     }
 
     /// Commits what was changed so far and goes on: for long uploads, every ten minutes. After an error it may be tried
     /// again, unless storing data failed.
     pub async fn checkpoint(&mut self, progress: &Progress) -> Result<Committed, SessionError> {
+        let committed = self.commit_so_far(progress).await?;
+        self.before = Some(committed.clone().after(self.before.take()));
+        Ok(committed)
+    }
+
+    async fn commit_so_far(&mut self, progress: &Progress) -> Result<Committed, SessionError> {
         self.fold().await?;
         // Data first, without holding the others up.
         self.upload.flush(progress).await?;
@@ -79,6 +87,7 @@ impl Writer {
         for tip in merging::load(&self.upload, &keys, &news).await? {
             let theirs = tip.commit.files.as_ref().map(|root| root.id);
             self.joined.include(&mut self.upload, &keys, tip).await?;
+            self.open_dir = bytes::Bytes::new();
             // Where nothing of ours is left beside what they wrote, there is nothing to commit.
             self.dirty = self.joined.parents.len() > 1 || self.joined.files.as_ref().map(|root| root.id) != theirs;
         }

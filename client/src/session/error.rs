@@ -31,6 +31,12 @@ pub enum SessionError {
     /// The cluster has too few nodes for the scheme.
     #[error(transparent)]
     TooSmall(#[from] TooSmall),
+    /// A new vault's scheme needs more nodes than there are. Its keys are made, and the invite is theirs.
+    #[error(
+        "{0}. The vault is not made yet, and its invite is not lost: run the same command again with another scheme, the \
+         same invite and the same passphrase"
+    )]
+    SchemeRefused(TooSmall),
     /// Data could not be stored.
     #[error("storing data failed: {0}. Nothing was committed: the vault is as it was")]
     Put(PutError),
@@ -111,6 +117,7 @@ impl SessionError {
             Self::Home(HomeError::Name(_) | HomeError::Several(_) | HomeError::Taken(_))
             | Self::Path(_)
             | Self::TooSmall(_)
+            | Self::SchemeRefused(_)
             | Self::WrongKind { .. } => 2,
             Self::Keyfile(_) | Self::Mismatch(_) => 4,
             Self::Join(JoinError::Unreachable { .. })

@@ -3,14 +3,15 @@
 //! Setting up can be cut off at any point and run again: the key file comes first and is gone on with, an invite that is
 //! redeemed again by the same key gives the same certificate, and the profile, which makes a folder a vault, comes last.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use potluck_proto::cert::{DeviceCert, Rights, VaultCert};
+use potluck_proto::head::SignedHead;
 use potluck_proto::id::{ClusterId, DeviceId};
 use potluck_proto::invite::InviteToken;
 use potluck_proto::key::SecretKey;
-use potluck_proto::scheme;
+use potluck_proto::scheme::{self, ASSUMED_UPTIME};
 use potluck_proto::stripe::Scheme;
 use potluck_proto::transport::{Endpoint, Limits};
 use potluck_proto::wire;
@@ -21,8 +22,9 @@ use zeroize::Zeroizing;
 use super::home::Profile;
 use super::{CLOSE_DEADLINE, Environment, Fetcher, HomeError, Inner, Session, SessionError, State, VaultFolder};
 use crate::cluster::gate::ClientGate;
-use crate::cluster::join::{self, Contact};
+use crate::cluster::join;
 use crate::cluster::{self, Cluster, Members};
+use crate::vault::commit::RootPointer;
 use crate::vault::keyfile::{self, Cost, DeviceSecrets, Protection};
 use crate::vault::keys::VaultSecret;
 use crate::vault::sheet::RecoverySheet;
@@ -40,7 +42,7 @@ const CLUSTER_LIMITS: cluster::Limits =
 /// What a recovery found.
 #[derive(Debug, Clone)]
 pub struct Recovered {
-    /// The newest state that the cluster knows, with its date and how certain it is: show it to the user.
+    /// The newest state that any member of the cluster knows, with its date and how certain it is: show it to the user.
     pub state: State,
 }
 
@@ -76,6 +78,10 @@ impl Wrap {
 impl Session {
     /// Makes a new vault: redeems the token, makes this device, writes the first, empty state. If it was cut off, the
     /// same call, with the same protection, goes on. Show the sheet: it is all that brings the vault back elsewhere.
+    ///
+    /// How many nodes there are is told only to those who have redeemed their invite. So a scheme that they are too few
+    /// for is refused after that ([`SessionError::SchemeRefused`]); the keys stay in the folder, and the invite is good
+    /// for them: the same call with another scheme makes the vault.
     pub async fn create(
         env: &Environment,
         folder: VaultFolder,
@@ -89,8 +95,10 @@ impl Session {
         endpoint.close(CLOSE_DEADLINE).await;
         let (cert, table) = redeemed?;
         let session = admitted(env, folder, secrets, (cert, table), scheme).await?;
-        if let Some(scheme) = scheme {
-            scheme::fits(scheme, session.inner.cluster.members().ring().len())?;
+        let fits = scheme.map_or(Ok(()), |scheme| scheme::fits(scheme, session.inner.cluster.members().ring().len()));
+        if let Err(error) = fits {
+            session.close().await;
+            return Err(SessionError::SchemeRefused(error));
         }
         session.first_state().await?;
         session.inner.folder.set_profile(&session.inner.profile())?;
@@ -98,7 +106,11 @@ impl Session {
         Ok((session, sheet))
     }
 
-    /// Sets a vault up on this machine from its recovery sheet alone, as a new device.
+    /// Sets a vault up on this machine from its recovery sheet alone, as a new device. Every member is asked for the
+    /// vault's heads, also those that do not replicate them now.
+    ///
+    /// No format carries the scheme that the vault's user chose, but each stripe its own: new data is coded as the newest
+    /// commit is, unless that is what the cluster's size suggests anyway or the cluster is too small for it by now.
     pub async fn recover(
         env: &Environment,
         folder: VaultFolder,
@@ -106,13 +118,13 @@ impl Session {
         protection: Protection<'_>,
     ) -> Result<(Session, Recovered), SessionError> {
         let secrets = prepare(env, &folder, protection, Some(&sheet.secret)).await?;
-        let contacts = sheet.nodes.iter().map(|node| Contact { node: node.node, address: node.address });
-        let contacts: Vec<Contact> = contacts.collect();
         let endpoint = stranger(env, &secrets, sheet.cluster)?;
-        let fetched = join::fetch_vault(&endpoint, sheet.cluster, &contacts).await;
+        let fetched = join::fetch_vault(&endpoint, sheet.cluster, &sheet.nodes).await;
         endpoint.close(CLOSE_DEADLINE).await;
         let session = admitted(env, folder, secrets, fetched?, None).await?;
-        let state = session.state().await?;
+        let heads = session.read_heads_of_all().await?;
+        let state = session.readable(&heads).await?;
+        session.adopt_scheme(&heads.heads).await?;
         session.inner.folder.set_profile(&session.inner.profile())?;
         Ok((session, Recovered { state }))
     }
@@ -133,6 +145,18 @@ impl Session {
         session.inner.cluster.connect().await?;
         session.keep_members();
         Ok(session)
+    }
+
+    /// Takes the scheme of the newest of these heads' commits for the chosen one.
+    async fn adopt_scheme(&self, heads: &[SignedHead]) -> Result<(), SessionError> {
+        let Some(newest) = heads.iter().max_by_key(|head| (head.created_ms, head.id())) else { return Ok(()) };
+        let root = RootPointer::open(&self.inner.keys, &newest.root)?;
+        let used = self.inner.cluster.header(root.pointer.stripe).await?.scheme;
+        let nodes = self.inner.cluster.members().ring().len();
+        let chosen = used != scheme::default_scheme(nodes, ASSUMED_UPTIME) && scheme::fits(used, nodes).is_ok();
+        let mut profile = self.inner.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        profile.scheme = chosen.then_some(used);
+        Ok(())
     }
 
     pub(super) fn keep_members(&self) {

@@ -101,13 +101,18 @@ impl Session {
     /// an error only if nothing can be read at all.
     pub async fn state(&self) -> Result<State, SessionError> {
         let heads = self.read_heads().await?;
+        self.readable(&heads).await
+    }
+
+    /// The state that these heads name, which is remembered. An error if nobody told any.
+    pub(super) async fn readable(&self, heads: &Heads) -> Result<State, SessionError> {
         if heads.heads.is_empty()
-            && let Some(stale) = heads.stale
+            && let Some(stale) = &heads.stale
         {
-            return Err(SessionError::NoQuorum(stale));
+            return Err(SessionError::NoQuorum(stale.clone()));
         }
-        let state = self.state_of(&heads).await?;
-        if let Err(error) = self.remember(&heads) {
+        let state = self.state_of(heads).await?;
+        if let Err(error) = self.remember(heads) {
             // Reading goes on, as from a full disk; a rollback would be noticed later than it might.
             tracing::warn!(%error, "the newest state seen could not be remembered");
         }
@@ -115,7 +120,18 @@ impl Session {
     }
 
     pub(super) async fn read_heads(&self) -> Result<Heads, SessionError> {
-        let HeadsRead { mut heads, stale, behind } = self.inner.cluster.read_heads(self.vault_id()).await;
+        let read = self.inner.cluster.read_heads(self.vault_id()).await;
+        self.checked(read)
+    }
+
+    /// As [`Session::read_heads`], from every member: for a device that remembers nothing.
+    pub(super) async fn read_heads_of_all(&self) -> Result<Heads, SessionError> {
+        let read = self.inner.cluster.read_heads_of_all(self.vault_id()).await;
+        self.checked(read)
+    }
+
+    fn checked(&self, read: HeadsRead) -> Result<Heads, SessionError> {
+        let HeadsRead { mut heads, stale, behind } = read;
         let cluster = self.cluster_id();
         heads.retain(|head| head.vault() == self.vault_id() && head.cluster == cluster);
         let seen = self.inner.folder.seen()?;

@@ -31,6 +31,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a writer waits for a quorum to tell the newest state.
 const QUORUM_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a long upload goes on before it commits what it has.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
+
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -54,7 +57,7 @@ pub struct Stored {
     pub new_bytes: u64,
 }
 
-/// A commit that was acknowledged.
+/// A commit that was acknowledged; of a writer's last one, all of its commits together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// Stripes written, tree nodes included.
@@ -77,6 +80,22 @@ pub struct Committed {
     pub unchanged: bool,
 }
 
+impl Committed {
+    /// What this commit and those before it of the same writer come to together.
+    pub(super) fn after(mut self, before: Option<Committed>) -> Committed {
+        let Some(before) = before else { return self };
+        self.stripes += before.stripes;
+        self.bytes_stored += before.bytes_stored;
+        if before.losses_survived < self.losses_survived {
+            (self.losses_survived, self.degraded) = (before.losses_survived, before.degraded);
+        }
+        self.concurrent = self.concurrent.max(before.concurrent);
+        self.conflicts.splice(..0, before.conflicts);
+        self.unchanged &= before.unchanged;
+        self
+    }
+}
+
 /// The one writer of a vault on this machine.
 pub struct Writer {
     pub(super) session: Session,
@@ -89,6 +108,12 @@ pub struct Writer {
     pub(super) dirty: bool,
     /// Changes not in the tree yet.
     pub(super) changes: BTreeMap<Bytes, Option<Entry>>,
+    /// A directory that something was put into last: neither it nor one above it is a file.
+    pub(super) open_dir: Bytes,
+    /// What the checkpoints so far came to.
+    pub(super) before: Option<Committed>,
+    /// When this writer began, or when a checkpoint was tried last.
+    checked: Instant,
     pub(super) upload: Upload,
 }
 
@@ -111,7 +136,18 @@ impl Session {
         let tips = merging::load(&upload, &self.inner.keys, &heads.heads).await?;
         let dirty = tips.len() != 1;
         let joined = Joined::of(&mut upload, &self.inner.keys, tips).await?;
-        Ok(Writer { session: self.clone(), _lock: lock, base, joined, dirty, changes: BTreeMap::new(), upload })
+        Ok(Writer {
+            session: self.clone(),
+            _lock: lock,
+            base,
+            joined,
+            dirty,
+            changes: BTreeMap::new(),
+            open_dir: Bytes::new(),
+            before: None,
+            checked: Instant::now(),
+            upload,
+        })
     }
 
     async fn lock(&self) -> Result<WriterLock, SessionError> {
@@ -163,7 +199,8 @@ impl Writer {
     }
 
     /// Uploads a file and puts it at `key` ([`crate::vault::path::file`]). Chunks that this upload or the file's older
-    /// version has are not sent again.
+    /// version has are not sent again. [`SessionError::WrongKind`], before anything is read, where a directory is there or
+    /// a file is in the place of a directory above it.
     pub async fn put_file(
         &mut self,
         key: Bytes,
@@ -175,7 +212,7 @@ impl Writer {
         if key.ends_with(b"/") {
             return Err(SessionError::WrongKind { path: lossy(&key), is: "a directory's name, not a file's" });
         }
-        let old = self.get(&key).await?;
+        let old = self.place_for(&key).await?;
         let (mut entry, stored) = self.upload.file(source, old.as_ref(), progress).await?;
         (entry.mode, entry.mtime_ns) = (meta.mode, meta.mtime_ns);
         self.change(key, Some(entry)).await?;
@@ -183,13 +220,66 @@ impl Writer {
         Ok(stored)
     }
 
-    /// Puts an entry at `key`: a directory's ends in `/`.
+    /// Puts an entry at `key`: a directory's ends in `/`. [`SessionError::WrongKind`] as with [`Writer::put_file`].
     pub async fn put_entry(&mut self, key: Bytes, entry: Entry) -> Result<(), SessionError> {
         path::check_key(&key)?;
+        self.place_for(&key).await?;
         self.change(key, Some(entry)).await
     }
 
+    /// What is at `key`, if there may be something: a name is a file's or a directory's, never both.
+    async fn place_for(&self, key: &Bytes) -> Result<Option<Entry>, SessionError> {
+        let old = self.get(key).await?;
+        if old.is_some() {
+            return Ok(old);
+        }
+        if !key.ends_with(b"/") && self.has_below(&path::dir_of(key)).await? {
+            return Err(SessionError::WrongKind { path: lossy(key), is: "a directory: a file cannot take its place" });
+        }
+        let known = if key.starts_with(&self.open_dir) { self.open_dir.len() } else { 0 };
+        let slashes = key.iter().enumerate().skip(known).filter(|(_, byte)| **byte == b'/').map(|(slash, _)| slash);
+        for above in slashes.map(|slash| &key[..slash]) {
+            if self.get(above).await?.is_some() {
+                return Err(SessionError::WrongKind { path: lossy(above), is: "a file: nothing can be put into it" });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether anything is in the directory with this key, itself included.
+    async fn has_below(&self, dir: &Bytes) -> Result<bool, SessionError> {
+        let mut changed = self.changes.range(dir.clone()..).take_while(|(key, _)| key.starts_with(dir));
+        if changed.any(|(_, change)| change.is_some()) {
+            return Ok(true);
+        }
+        let mut scan = tree::Scan::new(&self.session.inner.keys, &self.joined.files, dir.clone());
+        while let Some((key, _)) = scan.next(&self.upload).await? {
+            // What is left of the changes here removes.
+            if !self.changes.contains_key(&key) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Commits what was changed so far, if `interval` has passed since this writer began or the last time that this was
+    /// tried: to be called after each file of a long upload with [`CHECKPOINT_INTERVAL`]. `None` if it is too early. After
+    /// an error as after one of [`Writer::checkpoint`].
+    pub async fn checkpoint_if_due(
+        &mut self,
+        interval: Duration,
+        progress: &Progress,
+    ) -> Result<Option<Committed>, SessionError> {
+        if self.checked.elapsed() < interval {
+            return Ok(None);
+        }
+        let committed = self.checkpoint(progress).await;
+        self.checked = Instant::now();
+        committed.map(Some)
+    }
+
     async fn change(&mut self, key: Bytes, entry: Option<Entry>) -> Result<(), SessionError> {
+        self.open_dir = if entry.is_some() { key.slice(..path::parent(&key).len()) } else { Bytes::new() };
         self.changes.insert(key, entry);
         if self.changes.len() >= HELD_BACK { self.fold().await } else { Ok(()) }
     }
@@ -281,9 +371,7 @@ impl Writer {
         if !self.below(&path::dir(to)?).await?.is_empty() {
             return wrong(to, "a directory that is there already");
         }
-        if is_dir && self.get(&path::file(to)?).await?.is_some() {
-            return wrong(to, "a file that is there already");
-        }
+        self.place_for(&target).await?;
         let count = named.entries.len() as u64;
         for (key, entry) in named.entries {
             let moved = Bytes::from([&target, &key[named.key.len()..]].concat());

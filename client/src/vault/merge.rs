@@ -2,7 +2,8 @@
 //!
 //! Against the common ancestor, a change of one side applies, a change beats a deletion, and of two changes the later one
 //! stays while the other is saved beside it as a conflict copy. Without an ancestor (the empty tree) all is change.
-//! Nothing that either side wrote is lost.
+//! Where one side's file has the name of the other's directory, the directory stays and the file is saved as a conflict
+//! copy. Nothing that either side wrote is lost.
 //!
 //! The result does not depend on which side is called ours, nor, as long as no path was changed differently by two
 //! sides, on the order in which several are merged; with conflicts, other orders may keep other names. Merging a state
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use super::entry::Entry;
 use super::keys::VaultKeys;
 use super::path::{self, PATH_LIMIT};
-use super::tree::{Change, Diff, Root, get};
+use super::tree::{Change, Diff, Root, Scan, get};
 use super::{NodeStore, VaultError};
 
 /// Longest file name that common file systems take, in bytes.
@@ -38,10 +39,17 @@ pub struct Side {
 /// A path that both sides changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
-    /// The path; it has the later version.
+    /// The path; it has the later version, or is a directory now.
     pub path: Bytes,
-    /// Where the earlier version was saved.
+    /// Where the earlier version, or the file in the directory's place, was saved.
     pub copy: Bytes,
+}
+
+/// A file of the result. What comes below its path in the order of keys may yet show that it is a directory's.
+struct File<'s> {
+    key: Bytes,
+    entry: Entry,
+    side: &'s Side,
 }
 
 /// What a merge comes to.
@@ -63,23 +71,37 @@ pub async fn merge<S: NodeStore>(
 ) -> Result<Merged, VaultError> {
     let mut copies: Vec<(Bytes, Entry, &Side)> = Vec::new();
     let mut changes: Vec<Change> = Vec::new();
+    // Files of the result whose keys begin the key that is looked at, shortest first; a side alone has no file beside a
+    // directory of its name, so where both sides together have, both are among the differences.
+    let mut files: Vec<File<'_>> = Vec::new();
+    let mut displaced: BTreeSet<Bytes> = BTreeSet::new();
     let mut diff = Diff::new(keys, &ours.files, &theirs.files);
     while let Some(difference) = diff.next(store).await? {
         let (key, our, their) = (difference.key, difference.left, difference.right);
         let old = get(store, keys, base, &key).await?;
-        match decide(keys, old.as_ref(), (our.as_ref(), ours), (their.as_ref(), theirs)) {
-            Verdict::Ours => {}
-            Verdict::Theirs => changes.push((key, their)),
-            Verdict::Both { ours_first } => {
-                // Both are there, or it would be no conflict.
-                let (lost, side) = if ours_first { (their.clone(), theirs) } else { (our, ours) };
-                copies.extend(lost.map(|lost| (key.clone(), lost, side)));
-                if !ours_first {
-                    changes.push((key, their));
-                }
-            }
+        let verdict = decide(keys, old.as_ref(), (our.as_ref(), ours), (their.as_ref(), theirs));
+        let ours_stays = matches!(verdict, Verdict::Ours | Verdict::Both { ours_first: true });
+        let (kept, lost) = if ours_stays { ((our, ours), (their, theirs)) } else { ((their, theirs), (our, ours)) };
+        if let Verdict::Both { .. } = verdict {
+            // Both are there, or it would be no conflict.
+            copies.extend(lost.0.map(|entry| (key.clone(), entry, lost.1)));
+        }
+        if !ours_stays {
+            changes.push((key.clone(), kept.0.clone()));
+        }
+        let (Some(entry), side) = kept else { continue };
+        files.retain(|file| key.starts_with(&file.key));
+        for file in files.extract_if(.., |file| key.get(file.key.len()) == Some(&b'/')) {
+            displaced.insert(file.key.clone());
+            copies.push((file.key, file.entry, file.side));
+        }
+        if !key.ends_with(b"/") {
+            files.push(File { key, entry, side });
         }
     }
+    changes.retain(|(key, _)| !displaced.contains(key));
+    changes.extend(displaced.into_iter().map(|key| (key, None)));
+    copies.sort_by(|a, b| a.0.cmp(&b.0));
     let (mut conflicts, mut taken) = (Vec::new(), BTreeSet::new());
     for (path, entry, side) in copies {
         let copy = free_name(store, keys, &path, &entry, side, [&ours.files, &theirs.files], &taken).await?;
@@ -124,7 +146,7 @@ fn decide(
     }
 }
 
-/// A name for a conflict copy that neither side has, nor another copy of this merge.
+/// A name for a conflict copy that neither side has, not even as a directory's, nor another copy of this merge.
 async fn free_name<S: NodeStore>(
     store: &S,
     keys: &VaultKeys,
@@ -140,6 +162,7 @@ async fn free_name<S: NodeStore>(
         let mut free = !taken.contains(&name);
         for root in sides {
             free = free && get(store, keys, root, &name).await?.is_none();
+            free = free && Scan::new(keys, root, path::dir_of(&name)).next(store).await?.is_none();
         }
         if free {
             return Ok(name);

@@ -59,6 +59,12 @@ pub fn dir(path: impl AsRef<[u8]>) -> Result<Bytes, PathError> {
     }
 }
 
+/// The key of the directory that would have the name of the file with this key.
+#[must_use]
+pub fn dir_of(key: &[u8]) -> Bytes {
+    [key, b"/"].concat().into()
+}
+
 /// The last part of a key, without a directory's slash.
 #[must_use]
 pub fn name(key: &[u8]) -> &[u8] {

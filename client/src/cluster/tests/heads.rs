@@ -72,3 +72,18 @@ async fn without_a_quorum_a_read_says_that_it_may_be_stale() {
     assert_eq!(read.stale, Some(Stale::TooFew { answered: 1, needed: 2, replicas: 3 }));
     assert_eq!(read.heads, [head(&world, 1)]);
 }
+
+#[tokio::test]
+async fn a_head_that_only_a_former_replica_keeps_is_found_when_all_are_asked() {
+    let world = World::new(17);
+    let client = world.client().await;
+    client.write_head(&head(&world, 1)).await.unwrap();
+    let replicas = client.members().view().head_list(&vault(&world));
+    let former = world.nodes.iter().find(|(node, _)| !replicas.contains(node)).unwrap().1;
+    former.1.state().replicas.entry(vault(&world)).or_default().write(head(&world, 2)).unwrap();
+    assert_eq!(client.read_heads(vault(&world)).await.heads, [head(&world, 1)]);
+    let read = client.read_heads_of_all(vault(&world)).await;
+    assert_eq!((read.heads, read.stale, read.behind), (vec![head(&world, 2)], None, true));
+    let read = world.client().await.read_heads(vault(&world)).await;
+    assert_eq!((read.heads, read.stale), (vec![head(&world, 2)], None), "it is the replicas' again");
+}

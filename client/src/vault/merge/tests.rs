@@ -138,6 +138,59 @@ proptest! {
     }
 }
 
+/// Names that are in each other's way: `a` and `a/`, with names in between in the order of keys.
+const NESTED: [&str; 8] = ["a", "a!", "a!/x", "a/", "a/b", "a/b/c", "a/b/d", "b"];
+
+/// Whether a file has the name of a directory.
+fn clashes(files: &BTreeMap<Bytes, Entry>) -> bool {
+    let is_dir = |dir: &[u8]| files.keys().any(|key| key.starts_with(dir));
+    files.keys().any(|key| !key.ends_with(b"/") && is_dir(&crate::vault::path::dir_of(key)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_file_and_a_directory_of_one_name_are_both_kept_under_names_of_their_own(
+        start in any::<u8>(), left in any::<u8>(), right in any::<u8>(), contents in any::<(u8, u8)>(),
+    ) {
+        let mut world = World::new();
+        // A name that an earlier one rules out is not there.
+        let mut state = |mask: u8, content: u8| {
+            let mut files = BTreeMap::new();
+            for (bit, name) in NESTED.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0) {
+                let file = Entry { mtime_ns: 1, ..Entry::inline(Kind::File, vec![bit as u8, content % 2]) };
+                let entry = if name.ends_with('/') { Entry::dir() } else { file };
+                let key = Bytes::from(*name);
+                files.insert(key.clone(), entry);
+                if clashes(&files) {
+                    files.remove(&key);
+                }
+            }
+            let changes: Vec<Change> = files.into_iter().map(|(key, entry)| (key, Some(entry))).collect();
+            now(apply(&mut world.store, &world.keys, &None, changes)).unwrap()
+        };
+        let base = state(start, 0);
+        let (ours, theirs) = (side(state(left, contents.0), "left", 1), side(state(right, contents.1), "right", 2));
+        let (merged, report) = world.merge(&base, &ours, &theirs);
+        let (mirrored, mirror) = world.merge(&base, &theirs, &ours);
+        prop_assert_eq!(id(&merged.files), id(&mirrored.files));
+        prop_assert_eq!(&report.conflicts, &mirror.conflicts);
+        let (old, result) = (world.all(&base), world.all(&merged.files));
+        prop_assert!(!clashes(&result), "{:?}", result.keys());
+        for side in [&ours, &theirs] {
+            let changed = world.all(&side.files).into_iter().filter(|(key, entry)| old.get(key) != Some(entry));
+            for (key, entry) in changed {
+                let kept = |at: &Bytes| result.get(at).map(Entry::identity) == Some(entry.identity());
+                let copies = report.conflicts.iter().filter(|conflict| conflict.path == key);
+                prop_assert!(kept(&key) || copies.map(|conflict| &conflict.copy).any(kept), "{key:?} of {}", side.device);
+            }
+        }
+        let (again, report) = world.merge(&ours.files, &merged, &ours);
+        prop_assert_eq!((id(&again.files), report), (id(&merged.files), Merged::default()));
+    }
+}
+
 #[test]
 fn conflict_copies_have_clear_names() {
     let side = side(None, "anna's/laptop", 1_700_000_000_000);
