@@ -10,11 +10,12 @@
 mod layout;
 mod unbuffered;
 
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, Range};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use potluck_proto::id::StripeId;
 use potluck_proto::stripe::{Scheme, SignedHeader};
 
 use self::layout::{Name, Place, Prefix};
+use self::unbuffered::Disk;
 use super::index::Index;
 use super::{Held, ShardKey, ShardRead, ShardState, ShardStore, StoreError, Usage};
 use crate::durable::sync_folder;
@@ -43,7 +45,7 @@ const RETRIES: usize = 16;
 /// Shards as files below one folder.
 pub struct FileStore {
     folder: PathBuf,
-    writer: unbuffered::Writer,
+    disk: Disk,
     index: Box<dyn Index>,
     capacity: u64,
     usage: Mutex<Usage>,
@@ -78,7 +80,7 @@ impl FileStore {
         sync_folder(folder)?;
         let store = Self {
             folder: folder.into(),
-            writer: unbuffered::Writer::new(&folder.join("tmp"))?,
+            disk: Disk::new(&folder.join("tmp"))?,
             index,
             capacity,
             usage: Mutex::default(),
@@ -138,7 +140,7 @@ impl FileStore {
 
     /// What the index holds of a file. A damaged one is set aside, one that cannot be read is left out.
     fn describe(&self, path: &Path, name: &Name, size: u64) -> Result<Option<Held>, StoreError> {
-        let prefix = File::open(path).map_err(refused).and_then(|file| Prefix::read(&file));
+        let prefix = self.disk.open(path).map_err(refused).and_then(|file| Prefix::read(&self.disk, &file));
         let described = prefix.and_then(|prefix| prefix.check(&name.key).map(|scheme| (prefix, scheme)));
         match described {
             Ok((prefix, scheme)) => Ok(Some(Held {
@@ -309,12 +311,12 @@ impl FileStore {
     ) -> Result<T, StoreError> {
         let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         let mut held = self.held_one(key)?;
-        let mut file = File::open(self.path(&Name::of(key, &held)));
+        let mut file = self.disk.open(&self.path(&Name::of(key, &held)));
         if file.as_ref().is_err_and(missing) {
             // Nothing is renamed while this is held.
             let _lock = self.lock(&key.stripe);
             held = self.held_one(key)?;
-            file = File::open(self.path(&Name::of(key, &held)));
+            file = self.disk.open(&self.path(&Name::of(key, &held)));
             if file.as_ref().is_err_and(missing) {
                 return Err(self.forget(key, &held));
             }
@@ -322,7 +324,7 @@ impl FileStore {
         let (file, done) = match file {
             Err(error) => (None, Err(refused(error))),
             Ok(file) => {
-                let prefix = Prefix::read(&file).and_then(|prefix| prefix.check(&key).map(|_| prefix));
+                let prefix = Prefix::read(&self.disk, &file).and_then(|prefix| prefix.check(&key).map(|_| prefix));
                 let done = prefix.and_then(|prefix| work(&file, &prefix));
                 (Some(file), done)
             }
@@ -349,11 +351,10 @@ impl FileStore {
             }
             let range = if range.is_empty() { 0..shard_len } else { range.clone() };
             let wide = blocks::widen(range.start, range.end - range.start, shard_len);
-            let mut data = vec![0; (wide.end - wide.start) as usize];
-            read_at(file, &mut data, prefix.payload_at + wide.start)?;
+            let data = exactly(&self.disk, file, prefix.payload_at + wide.start, (wide.end - wide.start) as usize)?;
             prefix.tree.check_range(wide.start, &data).map_err(|_| StoreError::Corrupt("payload"))?;
             let (header, tree) = (prefix.header.clone(), prefix.tree.clone());
-            Ok(ShardRead { header, tree, offset: wide.start, data: data.into() })
+            Ok(ShardRead { header, tree, offset: wide.start, data })
         })
     }
 
@@ -388,11 +389,10 @@ impl FileStore {
         let _lock = self.lock(&key.stripe);
         let Some((old, size)) = self.unreadable().get(&key).cloned() else { return false };
         let path = self.path(&old);
-        let read = File::open(&path).map_err(refused).and_then(|file| {
-            let prefix = Prefix::read(&file)?;
+        let read = self.disk.open(&path).map_err(refused).and_then(|file| {
+            let prefix = Prefix::read(&self.disk, &file)?;
             let scheme = prefix.check(&key)?;
-            let mut data = vec![0; prefix.tree.shard_len() as usize];
-            read_at(&file, &mut data, prefix.payload_at)?;
+            let data = exactly(&self.disk, &file, prefix.payload_at, prefix.tree.shard_len() as usize)?;
             prefix.tree.check_range(0, &data).map_err(|_| StoreError::Corrupt("payload"))?;
             Ok(Held {
                 scheme,
@@ -442,7 +442,7 @@ impl FileStore {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.folder.join("tmp").join(number.to_string());
         let written = (|| {
-            self.writer.create(&temporary, &[prefix, shard])?;
+            self.disk.create(&temporary, &[prefix, shard])?;
             let path = self.path(name);
             let folder = folder_of(&path);
             make_folder(folder)?;
@@ -667,9 +667,10 @@ fn refused(error: io::Error) -> StoreError {
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
 
-/// Fills `bytes` from a place in a file.
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<(), StoreError> {
-    file.read_exact_at(bytes, at).map_err(refused)
+/// So many bytes from a place in a file.
+fn exactly(disk: &Disk, file: &File, at: u64, len: usize) -> Result<Bytes, StoreError> {
+    let bytes = disk.read(file, at..at + len as u64).map_err(refused)?;
+    if bytes.len() == len { Ok(bytes) } else { Err(StoreError::Corrupt("truncated")) }
 }
 
 impl Prefix {

@@ -10,6 +10,7 @@ use potluck_proto::id::StripeId;
 use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
 use super::super::{Held, ShardKey, ShardState, StoreError};
+use super::unbuffered::Disk;
 
 /// The first bytes of every shard file.
 const MAGIC: [u8; 8] = *b"potshard";
@@ -19,6 +20,9 @@ const VERSION: u16 = 1;
 
 /// Bytes before the stripe header: magic, version, index, touched, and three lengths.
 const FIXED_LEN: usize = 8 + 2 + 1 + 8 + 4 + 4 + 4;
+
+/// What is read of a file first, in bytes: most often all that stands before the payload.
+const USUAL_LEN: u64 = 4096;
 
 /// Longest stripe header, in bytes.
 const HEADER_LIMIT: u32 = 64 << 10;
@@ -69,9 +73,8 @@ pub(super) fn encode(header: &SignedHeader, index: usize, touched: u64, tree: &B
 
 impl Prefix {
     /// Reads and checks the beginning of a shard file against its own checksum.
-    pub(super) fn read(file: &File) -> Result<Self, StoreError> {
-        let mut bytes = vec![0; FIXED_LEN];
-        super::read_at(file, &mut bytes, 0)?;
+    pub(super) fn read(disk: &Disk, file: &File) -> Result<Self, StoreError> {
+        let mut bytes = disk.read(file, 0..USUAL_LEN).map_err(super::refused)?;
         let (index, touched, shard_len, header_len, tree_len) = fixed(&bytes)?;
         if header_len > HEADER_LIMIT
             || u64::from(tree_len) > u64::from(shard_len) + 32
@@ -79,8 +82,11 @@ impl Prefix {
         {
             return Err(StoreError::Corrupt("lengths"));
         }
-        bytes.resize(FIXED_LEN + header_len as usize + tree_len as usize + CHECKSUM_LEN, 0);
-        super::read_at(file, &mut bytes[FIXED_LEN..], FIXED_LEN as u64)?;
+        let len = FIXED_LEN + header_len as usize + tree_len as usize + CHECKSUM_LEN;
+        if bytes.len() < len {
+            bytes = super::exactly(disk, file, 0, len)?;
+        }
+        bytes.truncate(len);
         let (checked, checksum) = bytes.split_at(bytes.len() - CHECKSUM_LEN);
         if blake3::hash(checked).as_bytes() != checksum {
             return Err(StoreError::Corrupt("checksum"));

@@ -1,15 +1,18 @@
-//! Writing a new file past the page cache (O_DIRECT), where the file system can.
+//! Files written and read past the page cache (O_DIRECT), where the file system can.
 //!
 //! Shards are written once and seldom read soon: a copy in the page cache costs processor time and other programs'
-//! memory. Such writes must begin and end at blocks, in memory and in the file. What lies so is written as it lies;
-//! the rest is gathered in a buffer that does, the last block is filled up, and the file is then cut to its length.
+//! memory. Such calls must begin and end at blocks, in memory and in the file. What lies so is written as it lies; the
+//! rest is gathered in a buffer that does, the last block is filled up, and the file is then cut to its length. Reads go
+//! to buffers that are used again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 /// What addresses, offsets and lengths are a multiple of, in bytes: no less than any disk's block.
@@ -18,33 +21,63 @@ const BLOCK: usize = 4096;
 /// Bytes written at once.
 const PIECE: usize = 1 << 20;
 
-/// Buffers kept for the next use.
-const KEPT: usize = 4;
+/// Bytes of buffers that are kept for the next use.
+const KEPT: usize = 24 << 20;
 
-/// Writes new files below one folder.
-pub(super) struct Writer {
+/// How files below one folder are written and read.
+pub(super) struct Disk {
     direct: bool,
-    buffers: Mutex<Vec<Buffer>>,
+    pool: Arc<Pool>,
 }
 
-impl Writer {
-    /// A writer for `folder`, where a file is made and removed to see what the file system can do.
+impl Disk {
+    /// For `folder`, where a file is made and removed to see what the file system can do.
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
-        let writer = Self { direct: true, buffers: Mutex::default() };
+        let disk = Self { direct: true, pool: Arc::default() };
         let probe = folder.join("probe");
-        let probed = writer.create(&probe, &[b"probe"]);
+        let probed = disk.create(&probe, &[b"probe"]).and_then(|_| disk.read(&disk.open(&probe)?, 0..5));
         match std::fs::remove_file(&probe) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         match probed {
-            // A full disk may still be served from: nothing is known, and buffered writing works everywhere.
-            Ok(_) => Ok(writer),
+            Ok(_) => Ok(disk),
+            // A full disk may still be served from: nothing is known, and the page cache works everywhere.
             Err(error) => {
-                tracing::info!(%error, "shards are written through the page cache: the file system cannot do without");
-                Ok(Self { direct: false, ..writer })
+                tracing::info!(%error, "shards go through the page cache: the file system cannot do without");
+                Ok(Self { direct: false, ..disk })
             }
         }
+    }
+
+    /// Opens a file for [`Disk::read`].
+    pub(super) fn open(&self, path: &Path) -> io::Result<File> {
+        let flags = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
+        OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
+    }
+
+    /// Reads a range of a file, less where the file ends.
+    pub(super) fn read(&self, file: &File, range: Range<u64>) -> io::Result<Bytes> {
+        let block = BLOCK as u64;
+        let from = range.start / block * block;
+        let room = (range.end.next_multiple_of(block) - from) as usize;
+        let mut buffer = self.pool.take(room);
+        let mut filled = 0;
+        while filled < room {
+            match file.read_at(&mut buffer.bytes_mut()[filled..room], from + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            // Past the page cache, a part of a block is the end of the file.
+            if self.direct && filled % BLOCK != 0 {
+                break;
+            }
+        }
+        let skipped = ((range.start - from) as usize).min(filled);
+        let end = ((range.end - from) as usize).min(filled).max(skipped);
+        Ok(Bytes::from_owner(buffer).slice(skipped..end))
     }
 
     /// Makes a new file of these bytes, all of them on disk when it returns; its name may not be yet.
@@ -75,23 +108,14 @@ impl Writer {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut buffer = self.buffers().pop().unwrap_or_else(Buffer::new);
+        let mut buffer = self.pool.take(PIECE);
         match parts {
             [first, second] if first.len() % BLOCK == 0 && first.len() < PIECE && is_aligned(second) => {
                 write_as_it_lies(file, &mut buffer, first, second)?;
             }
             _ => write_through(file, &mut buffer, parts)?,
         }
-        let mut buffers = self.buffers();
-        if buffers.len() < KEPT {
-            buffers.push(buffer);
-        }
-        drop(buffers);
         file.set_len(len as u64)
-    }
-
-    fn buffers(&self) -> MutexGuard<'_, Vec<Buffer>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,7 +144,7 @@ fn write_through(file: &File, buffer: &mut Buffer, parts: &[&[u8]]) -> io::Resul
             buffer.bytes_mut()[filled..filled + now.len()].copy_from_slice(now);
             (filled, rest) = (filled + now.len(), later);
             if filled == PIECE {
-                write_all(file, &mut [IoSlice::new(buffer.bytes())])?;
+                write_all(file, &mut [IoSlice::new(&buffer.bytes()[..PIECE])])?;
                 filled = 0;
             }
         }
@@ -146,25 +170,53 @@ fn write_all(mut file: &File, mut bytes: &mut [IoSlice<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// `PIECE` bytes that begin at a block in memory.
+/// Buffers for further use.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Pool {
+    /// A buffer of `len` bytes at least.
+    fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = kept.iter().enumerate().filter(|(_, memory)| memory.len() >= len + BLOCK);
+        let fits = fitting.min_by_key(|(_, memory)| memory.len()).map(|(place, _)| place);
+        let memory = fits.map(|place| kept.swap_remove(place));
+        drop(kept);
+        let memory = memory.unwrap_or_else(|| vec![0; (len + BLOCK).next_multiple_of(64 << 10)]);
+        let begin = memory.as_ptr().align_offset(BLOCK);
+        Buffer { memory, begin, home: self.clone() }
+    }
+}
+
+/// Memory that begins at a block, and goes back when it is dropped.
 struct Buffer {
     memory: Vec<u8>,
     begin: usize,
+    home: Arc<Pool>,
 }
 
 impl Buffer {
-    fn new() -> Self {
-        let memory = vec![0; PIECE + BLOCK];
-        let begin = memory.as_ptr().align_offset(BLOCK);
-        Self { memory, begin }
-    }
-
     fn bytes(&self) -> &[u8] {
-        &self.memory[self.begin..self.begin + PIECE]
+        &self.memory[self.begin..]
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.begin..self.begin + PIECE]
+        &mut self.memory[self.begin..]
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut kept = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.iter().map(Vec::len).sum::<usize>() + self.memory.len() <= KEPT {
+            kept.push(std::mem::take(&mut self.memory));
+        }
     }
 }
 
@@ -175,8 +227,8 @@ mod tests {
     #[test]
     fn any_length_is_written_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let direct = Writer::new(folder.path()).unwrap();
-        let buffered = Writer { direct: false, buffers: Mutex::default() };
+        let direct = Disk::new(folder.path()).unwrap();
+        let buffered = Disk { direct: false, pool: Arc::default() };
         let memory: Vec<u8> =
             (0..(3 * PIECE + BLOCK) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let bytes = &memory[memory.as_ptr().align_offset(BLOCK)..];
@@ -184,15 +236,28 @@ mod tests {
             // The second part begins at a block in memory, in the file, in both, or in neither.
             for (from, split) in [(0, 0), (0, BLOCK), (0, 700), (1, BLOCK - 1)] {
                 let (first, second) = (&bytes[from..][..split.min(len)], &bytes[from..][split.min(len)..len]);
-                for writer in [&direct, &buffered] {
+                for disk in [&direct, &buffered] {
                     let path = folder.path().join("file");
-                    writer.create(&path, &[first, second]).unwrap();
+                    disk.create(&path, &[first, second]).unwrap();
                     assert!(
                         std::fs::read(&path).unwrap() == bytes[from..][..len],
                         "{len} bytes, direct: {}",
-                        writer.direct
+                        disk.direct
                     );
-                    assert!(writer.create(&path, &[first]).is_err(), "a file that is there is not written over");
+                    let file = disk.open(&path).unwrap();
+                    for range in [
+                        0..len,
+                        1..len.max(1),
+                        0..len + 5,
+                        BLOCK..2 * BLOCK,
+                        len..len + 1,
+                        len + BLOCK..len + 2 * BLOCK,
+                    ] {
+                        let expected = bytes[from..][..len].get(range.start.min(len)..range.end.min(len)).unwrap();
+                        let read = disk.read(&file, range.start as u64..range.end as u64).unwrap();
+                        assert!(read == expected, "{range:?} of {len} bytes, direct: {}", disk.direct);
+                    }
+                    assert!(disk.create(&path, &[first]).is_err(), "a file that is there is not written over");
                     std::fs::remove_file(path).unwrap();
                 }
             }
