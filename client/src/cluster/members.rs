@@ -47,7 +47,7 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// No member could be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("none of {tried} tried nodes of the cluster's {known} can be reached: check the network (last: {last})")]
+#[error("none of {} can be reached: check the network (last: {last})", whom(*known, *tried))]
 pub struct Disconnected {
     /// Nodes known.
     pub known: usize,
@@ -55,6 +55,11 @@ pub struct Disconnected {
     pub tried: usize,
     /// What became of the last one.
     pub last: String,
+}
+
+fn whom(known: usize, tried: usize) -> String {
+    let all = format!("the cluster's {known} known nodes");
+    if tried < known { format!("{tried} of {all}") } else { all }
 }
 
 /// What a client knows of its cluster at one moment.
