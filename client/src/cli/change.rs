@@ -71,7 +71,7 @@ async fn place(reader: &Reader, key: &[u8], to: &OsStr) -> Result<Vec<u8>, Sessi
 
 async fn begin(context: &Context<'_>) -> anyhow::Result<(Session, Writer, Reader)> {
     let session = context.open().await?;
-    let writer = session.writer().await?;
+    let writer = context.writer(&session).await?;
     let reader = session.reader(writer.base());
     Ok((session, writer, reader))
 }

@@ -2,10 +2,11 @@
 //! said about it.
 
 use super::failure::NotCertain;
+use super::meter::waiting;
 use super::options::{Options, VAULT_VARIABLE};
 use super::screen::Screen;
 use super::{human, passphrase};
-use crate::session::{Environment, Freshness, Home, Session, SessionError, State, VaultFolder};
+use crate::session::{Environment, Freshness, Home, Session, SessionError, State, VaultFolder, Writer};
 
 /// A command's surroundings.
 pub(super) struct Context<'a> {
@@ -40,12 +41,18 @@ impl<'a> Context<'a> {
             Some(false) | None => None,
         };
         let passphrase = passphrase.as_ref().map(|text| text.as_str());
-        Ok(Session::open(&self.environment, folder, passphrase).await?)
+        let open = Session::open(&self.environment, folder, passphrase);
+        Ok(waiting(self.screen, "any node of the cluster to answer", open).await?)
+    }
+
+    /// The vault's one writer.
+    pub(super) async fn writer(&self, session: &Session) -> Result<Writer, SessionError> {
+        waiting(self.screen, "the vault's newest state from enough nodes", session.writer()).await
     }
 
     /// The newest state; what makes it doubtful is told. With `certain` a doubtful one is an error.
     pub(super) async fn state(&self, session: &Session, certain: bool) -> anyhow::Result<State> {
-        let state = session.state().await?;
+        let state = waiting(self.screen, "the vault's newest state", session.state()).await?;
         let doubts = doubts(&state);
         if certain && !doubts.is_empty() {
             return Err(NotCertain(format!("{}: try again later, or without --certain", doubts.join("; "))).into());

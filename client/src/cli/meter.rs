@@ -1,11 +1,14 @@
-//! A progress bar on standard error, where a person watches; elsewhere nothing.
+//! A progress bar on standard error, where a person watches; elsewhere nothing. Whoever waits for long is told for what.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::human;
 use super::screen::Screen;
@@ -13,6 +16,24 @@ use crate::session::Progress;
 
 /// Time between two looks at the counters.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Who has waited for this long is told for what.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Waits for `work`. If that takes long, a wheel that turns says `what` is waited for.
+pub(crate) async fn waiting<T>(screen: &Screen, what: &str, work: impl Future<Output = T>) -> T {
+    with_patience(PATIENCE, work, || Meter::things(screen, &format!("waiting for {what}"), 0)).await
+}
+
+/// Waits for `work`, and holds what `notice` makes once that has taken longer than `patience`.
+async fn with_patience<T, N>(patience: Duration, work: impl Future<Output = T>, notice: impl FnOnce() -> N) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(patience, &mut work).await {
+        return done;
+    }
+    let _notice = notice();
+    work.await
+}
 
 /// A bar that vanishes when it is dropped.
 pub(crate) struct Meter {
@@ -60,6 +81,7 @@ impl Meter {
         let (bar, progress) = (self.bar.clone(), progress.clone());
         self.watcher = Some(tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
+            let (mut last, mut moved) = ((0, 0), Instant::now());
             loop {
                 ticks.tick().await;
                 let read = progress.bytes_read.load(Ordering::Relaxed);
@@ -69,7 +91,11 @@ impl Meter {
                 }
                 bar.set_position(read);
                 let sent = progress.bytes_sent.load(Ordering::Relaxed);
-                bar.set_message(format!("{} on nodes", human::size(sent)));
+                if last != (read, sent) {
+                    (last, moved) = ((read, sent), Instant::now());
+                }
+                let waits = if moved.elapsed() < PATIENCE { "" } else { ", waiting for nodes to take more" };
+                bar.set_message(format!("{} on nodes{waits}", human::size(sent)));
             }
         }));
     }
@@ -104,5 +130,21 @@ impl Drop for Meter {
             watcher.abort();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_long_is_told_for_what_and_nobody_else() {
+        let untold = || panic!("told of what was done at once");
+        assert_eq!(with_patience(Duration::MAX, async { 1 }, untold).await, 1);
+        // Goes on only once it is told.
+        let (tell, told) = oneshot::channel();
+        assert_eq!(with_patience(Duration::ZERO, told, || tell.send(2).unwrap()).await, Ok(2));
     }
 }

@@ -87,7 +87,7 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
         }
     }
     let session = context.open().await?;
-    let mut writer = session.writer().await?;
+    let mut writer = context.writer(&session).await?;
     let reader = session.reader(writer.base());
     let errands = errands(&put, &reader).await?;
     let total = if context.screen.draws() {

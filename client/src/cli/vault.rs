@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::context::{Context, doubts};
 use super::failure::Usage;
+use super::meter::waiting;
 use super::options::Options;
 use super::table::{Cell, Table};
 use super::{human, passphrase};
@@ -171,7 +172,8 @@ async fn create(context: &Context<'_>, create: Create) -> anyhow::Result<u8> {
     }
     let passphrase = choose(context, &create.keeping)?;
     let name = folder.name().to_string();
-    let made = Session::create(&context.environment, folder, &token, protection(&passphrase), create.scheme).await?;
+    let made = Session::create(&context.environment, folder, &token, protection(&passphrase), create.scheme);
+    let made = waiting(context.screen, "nodes to admit the vault and to take its first state", made).await?;
     let (session, sheet) = made;
     let scheme = session.scheme();
     let screen = context.screen;
@@ -226,7 +228,8 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
     let passphrase = choose(context, &recover.keeping)?;
     let name = folder.name().to_string();
-    let (session, recovered) = Session::recover(&context.environment, folder, &sheet, protection(&passphrase)).await?;
+    let found = Session::recover(&context.environment, folder, &sheet, protection(&passphrase));
+    let (session, recovered) = waiting(context.screen, "all nodes to tell what they know of the vault", found).await?;
     let (state, screen) = (&recovered.state, context.screen);
     if screen.json {
         let mut value = state_object(state);
@@ -276,7 +279,7 @@ async fn open(context: &Context<'_>) -> anyhow::Result<u8> {
 
 async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
     let session = context.open().await?;
-    let state = session.state().await?;
+    let state = waiting(context.screen, "the vault's newest state", session.state()).await?;
     let (screen, scheme) = (context.screen, session.scheme());
     let view = session.cluster().members().view();
     let (up, admitted) = (view.up.len(), view.ring.len());

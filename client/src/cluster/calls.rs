@@ -22,6 +22,9 @@ const CALLS_PER_NODE: usize = 32;
 /// Most reports of bad shards under way at once; a report more is not made.
 const REPORTS: usize = 8;
 
+/// How long a node that is known to be down may take for a small answer: should it be back, it will do in that time.
+pub(super) const DOWN_WAIT: Duration = Duration::from_millis(1500);
+
 /// Budgets are counted in units of this many bytes.
 const UNIT: usize = 1 << 10;
 
@@ -102,6 +105,11 @@ impl Calls {
     /// After what time another node is worth asking as well, if this one is to send `bytes` bytes.
     pub(super) fn hedge_after(&self, node: NodeId, bytes: usize) -> Duration {
         self.lane(node).latency.lock().unwrap_or_else(PoisonError::into_inner).hedge_after(bytes)
+    }
+
+    /// A deadline for a small answer: a node that is known to be down gets no more than [`DOWN_WAIT`].
+    pub(super) fn patience(&self, node: &NodeId, deadline: Duration) -> Duration {
+        if self.members.is_down(node) { deadline.min(DOWN_WAIT) } else { deadline }
     }
 
     /// Calls a node; waiting for its turn counts.

@@ -95,7 +95,8 @@ impl Cluster {
     async fn probe(&self, node: NodeId, stripe: StripeId) -> Result<SignedHeader, CallError> {
         let call =
             wire::GetShard { stripe: Bytes::copy_from_slice(stripe.as_bytes()), index: None, offset: 0, length: 1 };
-        let answer = self.calls.call(node, request::Kind::GetShard(call), Bytes::new(), PROBE_DEADLINE).await?;
+        let deadline = self.calls.patience(&node, PROBE_DEADLINE);
+        let answer = self.calls.call(node, request::Kind::GetShard(call), Bytes::new(), deadline).await?;
         let (reply::Kind::GetShard(reply), payload) = answer else {
             return Err(CallError::BadReply("not an answer to a get".into()));
         };
@@ -121,7 +122,8 @@ impl Cluster {
     /// What a node holds of a stripe.
     pub(super) async fn have(&self, node: NodeId, stripe: StripeId) -> Option<wire::Holding> {
         let call = wire::HaveShards { stripes: vec![Bytes::copy_from_slice(stripe.as_bytes())] };
-        match self.calls.call(node, request::Kind::HaveShards(call), Bytes::new(), HAVE_DEADLINE).await {
+        let deadline = self.calls.patience(&node, HAVE_DEADLINE);
+        match self.calls.call(node, request::Kind::HaveShards(call), Bytes::new(), deadline).await {
             Ok((reply::Kind::HaveShards(reply), _)) => reply.holdings.into_iter().next(),
             Ok(_) => None,
             Err(error) => {

@@ -17,6 +17,7 @@ use potluck_proto::wire::{self, Code, reply, request};
 use tokio::time::Instant;
 
 use super::Cluster;
+use super::calls::DOWN_WAIT;
 use super::quorum::{Answer, Tally, WriteVerdict};
 
 /// How long one replica may take; a write is synced to its disk.
@@ -61,7 +62,7 @@ pub struct HeadsRead {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
     /// Too few replicas answered.
-    #[error("{answered} of {replicas} head replicas answered, {needed} are needed")]
+    #[error("{answered} of {replicas} head replicas answered, {needed} are needed{}", down_text(*down))]
     TooFew {
         /// Replicas that answered.
         answered: usize,
@@ -69,6 +70,8 @@ pub enum Stale {
         needed: usize,
         /// All replicas.
         replicas: usize,
+        /// Replicas that did not answer and are known to be down.
+        down: usize,
     },
     /// Enough answered, but too few of them have heard all that they must after a change of the ring.
     #[error("only {settled} of {needed} needed head replicas have settled since the ring changed")]
@@ -81,6 +84,18 @@ pub enum Stale {
     /// A head was found that fewer than a quorum hold, and could not be brought to one.
     #[error("a newer head is held by too few replicas and could not be written back")]
     NotWrittenBack,
+}
+
+fn down_text(down: usize) -> String {
+    if down > 0 { format!(", {down} are down") } else { String::new() }
+}
+
+impl Stale {
+    /// Whether asking again is of no use until nodes come back: so many are known to be down that no quorum is left.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        matches!(self, Self::TooFew { needed, replicas, down, .. } if replicas - down < *needed)
+    }
 }
 
 /// A head was acknowledged.
@@ -121,7 +136,8 @@ pub enum WriteHeadError {
 }
 
 impl Cluster {
-    /// The maximal heads of a vault. Waits some seconds for a quorum; without one the answer says why it may be stale.
+    /// The maximal heads of a vault. Waits some seconds for a quorum, unless so many replicas are known to be down that
+    /// there is none; without one the answer says why it may be stale.
     pub async fn read_heads(&self, vault: VaultId) -> HeadsRead {
         let until = Instant::now() + READ_TOTAL;
         let mut heads = HeadSet::default();
@@ -133,9 +149,10 @@ impl Cluster {
             let stale = if tally.has_quorum() {
                 self.write_back(&tally, &mut heads, until).await.err()
             } else {
-                Some(why_stale(&tally))
+                Some(self.why_stale(&tally, until).await)
             };
-            if stale.is_none() || Instant::now() >= until {
+            let hopeless = stale.as_ref().is_some_and(Stale::is_hopeless);
+            if stale.is_none() || hopeless || Instant::now() >= until {
                 let behind = tally.behind();
                 return HeadsRead { heads: heads.iter().cloned().collect(), stale, behind };
             }
@@ -240,8 +257,12 @@ impl Cluster {
         let list = tally.list().id();
         let mut calls: FuturesUnordered<_> =
             members.into_iter().map(|node| self.ask(vault, node, Some(list), question)).collect();
-        let mut patience = until;
-        while let Ok(Some((node, answer))) = tokio::time::timeout_at(patience, calls.next()).await {
+        let (mut patience, down_until) = (until, until.min(Instant::now() + DOWN_WAIT));
+        loop {
+            let only_down =
+                !tally.list().members().any(|node| tally.is_awaited(&node) && !self.members().is_down(&node));
+            let wait = if only_down { patience.min(down_until) } else { patience };
+            let Ok(Some((node, answer))) = tokio::time::timeout_at(wait, calls.next()).await else { break };
             tally.take(node, answer);
             if let Question::Write(_) = question {
                 for node in tally.more_to_ask() {
@@ -303,6 +324,24 @@ impl Cluster {
         Answer::Told { heard, heads, accepted: reply.accepted, behind: reply.behind }
     }
 
+    /// Why these answers make no quorum.
+    async fn why_stale(&self, tally: &Tally, until: Instant) -> Stale {
+        let (answered, settled) = (tally.answered(), tally.settled());
+        let (needed, replicas) = (tally.list().quorum(), tally.list().len());
+        if answered >= needed {
+            return Stale::Unsettled { settled, needed };
+        }
+        // Nobody is given up on what was heard long ago.
+        if !self.members().fresh() {
+            let until = until.max(Instant::now() + DOWN_WAIT);
+            if let Ok(Err(error)) = tokio::time::timeout_at(until, self.refresh()).await {
+                tracing::debug!(%error, "members cannot be refreshed");
+            }
+        }
+        let down = tally.silent().filter(|node| self.members().is_down(node)).count();
+        Stale::TooFew { answered, needed, replicas, down }
+    }
+
     /// Pauses, after exchanging members with whoever holds another list.
     async fn prepare_retry(&self, tally: &Tally, until: Instant) {
         let exchanged = match tally.other_list() {
@@ -331,10 +370,4 @@ impl Question<'_> {
             Question::Write(head) => !matches!(tally.written(head), WriteVerdict::Missing),
         }
     }
-}
-
-fn why_stale(tally: &Tally) -> Stale {
-    let (answered, settled) = (tally.answered(), tally.settled());
-    let (needed, replicas) = (tally.list().quorum(), tally.list().len());
-    if answered < needed { Stale::TooFew { answered, needed, replicas } } else { Stale::Unsettled { settled, needed } }
 }

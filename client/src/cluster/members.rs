@@ -27,8 +27,14 @@ const AWAY: Duration = Duration::from_secs(5);
 /// How many nodes are asked for their members at the start.
 const ASKED: usize = 3;
 
-/// How many nodes are being asked at once while fewer than [`ASKED`] have answered.
-const AT_ONCE: usize = 8;
+/// How many nodes are being asked at once while none has answered.
+const AT_ONCE: usize = 64;
+
+/// After this time without any answer as many again are asked as are being asked.
+const HEDGE: Duration = Duration::from_millis(500);
+
+/// After this time without any answer no further node is asked: those that are have their own time.
+const TRYING: Duration = Duration::from_secs(4);
 
 /// How long an exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,12 +47,19 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// No member could be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("none of the cluster's {known} known nodes can be reached: check the network (last: {last})")]
+#[error("none of {} can be reached: check the network (last: {last})", whom(*known, *tried))]
 pub struct Disconnected {
-    /// Nodes tried.
+    /// Nodes known.
     pub known: usize,
+    /// Nodes tried.
+    pub tried: usize,
     /// What became of the last one.
     pub last: String,
+}
+
+fn whom(known: usize, tried: usize) -> String {
+    let all = format!("the cluster's {known} known nodes");
+    if tried < known { format!("{tried} of {all}") } else { all }
 }
 
 /// What a client knows of its cluster at one moment.
@@ -101,6 +114,8 @@ struct State {
     away: BTreeMap<NodeId, Instant>,
     /// When members were last heard of.
     heard: Option<Instant>,
+    /// When members were last asked for, nobody answered.
+    alone: bool,
 }
 
 /// Keeps what is known of the members.
@@ -126,6 +141,7 @@ impl Members {
                 said_up: BTreeSet::new(),
                 away: BTreeMap::new(),
                 heard: None,
+                alone: false,
             }),
         }
     }
@@ -161,6 +177,14 @@ impl Members {
     #[must_use]
     pub fn is_up(&self, node: &NodeId) -> bool {
         self.state().up(node, Instant::now())
+    }
+
+    /// Whether a node is known to be down: no node that was asked reaches it, or none answers at all, and it has not
+    /// answered this client since. One that merely failed this client is not.
+    #[must_use]
+    pub fn is_down(&self, node: &NodeId) -> bool {
+        let state = self.state();
+        state.alone || (!state.said_up.is_empty() && !state.said_up.contains(node))
     }
 
     /// The table as it is kept on disk: an encoded [`wire::Table`], for [`Members::decode_table`].
@@ -200,13 +224,14 @@ impl Members {
             up.iter().filter_map(|id| NodeId::from_slice(id)).filter(|id| state.table.record(id).is_some()).collect();
         state.said_up.extend(known);
         state.said_up.insert(from);
-        state.heard = Some(Instant::now());
+        (state.heard, state.alone) = (Some(Instant::now()), false);
     }
 
     /// Notes that a node answered.
     pub(super) fn answered(&self, node: NodeId) {
         let mut state = self.state();
         state.away.remove(&node);
+        state.alone = false;
         if !state.said_up.is_empty() && state.table.record(&node).is_some() {
             state.said_up.insert(node);
         }
@@ -220,7 +245,8 @@ impl Members {
         }
     }
 
-    fn fresh(&self) -> bool {
+    /// Whether members were heard of moments ago.
+    pub(super) fn fresh(&self) -> bool {
         self.state().heard.is_some_and(|heard| heard.elapsed() < FRESH)
     }
 }
@@ -244,12 +270,25 @@ impl Cluster {
         let mut nodes = nodes.into_iter();
         let mut exchanges: FuturesUnordered<_> = nodes.by_ref().take(ASKED).map(|node| self.exchange(node)).collect();
         let (mut answers, mut last) = (Vec::new(), "no node is known".to_string());
-        let mut patience = None;
+        let mut tried = exchanges.len();
+        let (mut patience, mut hedge) = (None, Instant::now() + HEDGE);
+        let stop = Instant::now() + TRYING;
         loop {
-            let next = match patience {
-                None => exchanges.next().await,
-                Some(until) => tokio::time::timeout_at(until, exchanges.next()).await.unwrap_or(None),
+            let until = patience.unwrap_or(hedge);
+            let next = match tokio::time::timeout_at(until, exchanges.next()).await {
+                Ok(next) => next,
+                Err(_) if patience.is_some() => None,
+                Err(_) => {
+                    hedge = Instant::now() + HEDGE;
+                    let room = AT_ONCE.saturating_sub(exchanges.len()).min(exchanges.len());
+                    let more = if hedge < stop { room } else { 0 };
+                    let before = exchanges.len();
+                    exchanges.extend(nodes.by_ref().take(more).map(|node| self.exchange(node)));
+                    tried += exchanges.len() - before;
+                    continue;
+                }
             };
+            let before = exchanges.len();
             match next {
                 None => break,
                 Some(Ok(answer)) => {
@@ -261,15 +300,17 @@ impl Cluster {
                 }
                 Some(Err(error)) => last = error.to_string(),
             }
-            if answers.is_empty() {
+            if answers.is_empty() && Instant::now() < stop {
                 let room = AT_ONCE.saturating_sub(exchanges.len());
                 exchanges.extend(nodes.by_ref().take(room).map(|node| self.exchange(node)));
-            } else if answers.len() + exchanges.len() < ASKED {
+            } else if !answers.is_empty() && answers.len() + exchanges.len() < ASKED {
                 exchanges.extend(nodes.next().map(|node| self.exchange(node)));
             }
+            tried += exchanges.len() - before;
         }
         if answers.is_empty() {
-            return Err(Disconnected { known, last });
+            self.members().state().alone = true;
+            return Err(Disconnected { known, tried, last });
         }
         for (turn, (node, up)) in answers.iter().enumerate() {
             self.members().hear(up, *node, turn == 0);
@@ -352,6 +393,11 @@ mod tests {
         assert!(members.is_up(&nodes[2]));
         let later = Instant::now() + AWAY;
         assert!(members.state().up(&nodes[0], later), "said to be up, and the failure is long ago");
+        assert!(nodes.iter().all(|node| !members.is_down(node)), "a failure alone is no word of others");
+        members.hear(&[id(nodes[0])], nodes[1], true);
+        assert!(members.is_down(&nodes[2]));
+        members.answered(nodes[2]);
+        assert!(!members.is_down(&nodes[2]));
     }
 
     #[tokio::test]

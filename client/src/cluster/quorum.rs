@@ -84,6 +84,17 @@ impl Tally {
         self.told().filter(|(node, ..)| self.list.contains(node)).count()
     }
 
+    /// Replicas of the list that have not told anything.
+    pub(super) fn silent(&self) -> impl Iterator<Item = NodeId> {
+        let told = |node: &NodeId| matches!(self.answers.get(node), Some(Answer::Told { .. }));
+        self.list.members().filter(move |node| !told(node))
+    }
+
+    /// Whether a node of the list has not been heard of yet, not even that it is away.
+    pub(super) fn is_awaited(&self, node: &NodeId) -> bool {
+        !self.answers.contains_key(node)
+    }
+
     /// Replicas of the list whose word counts.
     pub(super) fn settled(&self) -> usize {
         let id = self.list.id();

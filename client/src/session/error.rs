@@ -1,6 +1,7 @@
 //! What can go wrong in a session, said so that its user knows what remains and what to do.
 
 use potluck_proto::scheme::TooSmall;
+use potluck_proto::stripe::Scheme;
 use potluck_proto::transport::{BindError, ExecutorError};
 
 use super::home::HomeError;
@@ -37,6 +38,21 @@ pub enum SessionError {
          same invite and the same passphrase"
     )]
     SchemeRefused(TooSmall),
+    /// So many nodes are down that nothing can be stored.
+    #[error(
+        "{up} of {admitted} nodes are up, {scheme} needs at least {needed} to store anything. Nothing was written: try again \
+         when more nodes are up"
+    )]
+    TooFewUp {
+        /// Nodes that are not known to be down.
+        up: usize,
+        /// Nodes of the ring.
+        admitted: usize,
+        /// Nodes that a degraded put needs.
+        needed: usize,
+        /// How new data is coded.
+        scheme: Scheme,
+    },
     /// Data could not be stored.
     #[error("storing data failed: {0}. Nothing was committed: the vault is as it was")]
     Put(PutError),
@@ -122,6 +138,7 @@ impl SessionError {
             Self::Keyfile(_) | Self::Mismatch(_) => 4,
             Self::Join(JoinError::Unreachable { .. })
             | Self::Disconnected(_)
+            | Self::TooFewUp { .. }
             | Self::Put(_)
             | Self::Read(_)
             | Self::NoQuorum(_)

@@ -174,6 +174,7 @@ impl Session {
             match result {
                 Err(
                     error @ (SessionError::NoQuorum(_)
+                    | SessionError::TooFewUp { .. }
                     | SessionError::Head(_)
                     | SessionError::Put(_)
                     | SessionError::Contended { .. }),

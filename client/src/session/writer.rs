@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use potluck_proto::scheme;
+use potluck_proto::stripe::Scheme;
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
@@ -118,7 +119,8 @@ pub struct Writer {
 }
 
 impl Session {
-    /// Takes the writer's lock and begins at the newest state, which a quorum has to tell. Waits some seconds for both.
+    /// Takes the writer's lock and begins at the newest state, which a quorum has to tell. Waits some seconds for both, but
+    /// not for nodes that are known to be down: where too few are left, the error comes at once.
     pub async fn writer(&self) -> Result<Writer, SessionError> {
         let lock = self.lock().await?;
         let heads = self.quorum().await?;
@@ -130,7 +132,7 @@ impl Session {
         let base = self.state_of(&heads).await?;
         self.remember(&heads)?;
         let scheme = self.scheme();
-        scheme::fits(scheme, self.inner.cluster.members().ring().len())?;
+        self.can_store(scheme).await?;
         let sweep = heads.heads.iter().map(|head| head.sweep).max().unwrap_or(0);
         let mut upload = Upload::new(self.inner.clone(), scheme, sweep)?;
         let tips = merging::load(&upload, &self.inner.keys, &heads.heads).await?;
@@ -150,6 +152,21 @@ impl Session {
         })
     }
 
+    /// Whether enough nodes are there, and not known to be down, to store anything.
+    async fn can_store(&self, scheme: Scheme) -> Result<(), SessionError> {
+        let (cluster, needed) = (&self.inner.cluster, scheme.degraded_minimum());
+        let ring = cluster.members().ring();
+        scheme::fits(scheme, ring.len())?;
+        let up = || ring.nodes().iter().filter(|node| !cluster.members().is_down(node)).count();
+        if up() < needed {
+            cluster.refresh().await?;
+        }
+        match up() {
+            up if up < needed => Err(SessionError::TooFewUp { up, admitted: ring.len(), needed, scheme }),
+            _ => Ok(()),
+        }
+    }
+
     async fn lock(&self) -> Result<WriterLock, SessionError> {
         let over = Instant::now() + LOCK_WAIT;
         loop {
@@ -167,8 +184,8 @@ impl Session {
             let heads = self.read_heads().await?;
             match &heads.stale {
                 None => return Ok(heads),
-                Some(Stale::TooFew { .. }) if Instant::now() >= over => {
-                    return Err(heads.stale.map_or(SessionError::Contended { attempts: 0 }, SessionError::NoQuorum));
+                Some(stale @ Stale::TooFew { .. }) if stale.is_hopeless() || Instant::now() >= over => {
+                    return Err(SessionError::NoQuorum(stale.clone()));
                 }
                 Some(Stale::Unsettled { .. } | Stale::NotWrittenBack) => return Ok(heads),
                 Some(Stale::TooFew { .. }) => tokio::time::sleep(PAUSE).await,

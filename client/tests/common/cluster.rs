@@ -85,6 +85,15 @@ impl Cluster {
         }
     }
 
+    /// Waits until those that live have noticed that only so many do.
+    pub(crate) async fn know_the_dead(&self, up: u64) {
+        let over = Instant::now() + PATIENCE;
+        while !self.nodes.iter().flatten().all(|node| node.core().status().members_up == up) {
+            assert!(Instant::now() < over, "the dead are not noticed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) fn invite(&self, kind: InviteKind, seed: u64) -> InviteToken {
         let core = self.nodes[0].as_ref().unwrap().core();
         let mut secret = [0; 16];

@@ -1,7 +1,11 @@
 //! Heads through real endpoints: quorums, writing back, and what is said when too few answer.
 
+use std::time::Duration;
+
 use potluck_proto::head::{Head, SignedHead, VersionVector};
 use potluck_proto::id::{Digest, VaultId};
+
+use tokio::time::Instant;
 
 use super::fake::{Fault, World};
 use crate::cluster::{Stale, WriteHeadError};
@@ -69,7 +73,7 @@ async fn without_a_quorum_a_read_says_that_it_may_be_stale() {
     assert_eq!(client.read_heads(vault(&world)).await.stale, None, "two of three are a quorum");
     world.kill(nodes[1]);
     let read = client.read_heads(vault(&world)).await;
-    assert_eq!(read.stale, Some(Stale::TooFew { answered: 1, needed: 2, replicas: 3 }));
+    assert_eq!(read.stale, Some(Stale::TooFew { answered: 1, needed: 2, replicas: 3, down: 1 }));
     assert_eq!(read.heads, [head(&world, 1)]);
 }
 
@@ -86,4 +90,29 @@ async fn a_head_that_only_a_former_replica_keeps_is_found_when_all_are_asked() {
     assert_eq!((read.heads, read.stale, read.behind), (vec![head(&world, 2)], None, true));
     let read = world.client().await.read_heads(vault(&world)).await;
     assert_eq!((read.heads, read.stale), (vec![head(&world, 2)], None), "it is the replicas' again");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_quorum_that_is_known_to_be_down() {
+    let world = World::new(5);
+    let before = world.client().await;
+    before.write_head(&head(&world, 1)).await.unwrap();
+    let nodes: Vec<_> = world.nodes.keys().copied().collect();
+    nodes[..3].iter().for_each(|node| world.kill(*node));
+    let client = world.client().await;
+    let begun = Instant::now();
+    let read = client.read_heads(vault(&world)).await;
+    assert_eq!(read.stale, Some(Stale::TooFew { answered: 2, needed: 3, replicas: 5, down: 3 }));
+    assert_eq!(read.heads, [head(&world, 1)]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // All are, and this client has not heard yet: its connections have to fall silent first.
+    nodes[3..].iter().for_each(|node| world.kill(*node));
+    let begun = Instant::now();
+    let read = before.read_heads(vault(&world)).await;
+    assert!(matches!(read.stale, Some(Stale::TooFew { answered: 0, .. })), "{:?}", read.stale);
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let error = client.connect().await.unwrap_err();
+    assert_eq!((error.known, error.tried), (5, 5));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
