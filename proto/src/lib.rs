@@ -5,6 +5,7 @@
 
 pub mod assignment;
 pub mod blocks;
+pub mod buffers;
 pub mod cert;
 pub mod codec;
 pub mod encoding;

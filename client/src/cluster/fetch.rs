@@ -103,8 +103,13 @@ enum Event {
 impl Cluster {
     /// The data bytes `range` of a stripe.
     pub async fn read(&self, stripe: StripeId, range: Range<u64>) -> Result<Bytes, ReadError> {
+        self.read_pieces(stripe, range).await.map(StripeBytes::join)
+    }
+
+    /// The data bytes `range` of a stripe, as they came.
+    pub async fn read_pieces(&self, stripe: StripeId, range: Range<u64>) -> Result<StripeBytes, ReadError> {
         if range.is_empty() {
-            return Ok(Bytes::new());
+            return Ok(StripeBytes::default());
         }
         let header = self.header(stripe).await?;
         let data_len = u64::from(header.data_len);
@@ -429,15 +434,62 @@ fn part_of(pieces: &Pieces, index: usize, range: &Range<u64>) -> Option<Bytes> {
     Some(bytes.slice((range.start - piece.start) as usize..(range.end - piece.start) as usize))
 }
 
-/// The parts one after the other; a single one is not copied.
-fn assemble(pieces: &Pieces, parts: &[(usize, Range<u64>)]) -> Option<Bytes> {
-    if let [(index, range)] = parts {
-        return part_of(pieces, *index, range);
+/// The parts one after the other.
+fn assemble(pieces: &Pieces, parts: &[(usize, Range<u64>)]) -> Option<StripeBytes> {
+    let parts = parts.iter().map(|(index, range)| part_of(pieces, *index, range)).collect::<Option<Vec<_>>>()?;
+    Some(StripeBytes(parts))
+}
+
+/// A range of a stripe's data, as it came from the nodes: in pieces, of which most are never joined.
+#[derive(Debug, Clone, Default)]
+pub struct StripeBytes(Vec<Bytes>);
+
+impl StripeBytes {
+    /// A part of it, copied only if it lies in more than one piece; `None` if it reaches behind the end.
+    #[must_use]
+    pub fn get(&self, range: Range<usize>) -> Option<Bytes> {
+        let (mut begin, mut joined) = (0, BytesMut::new());
+        for piece in &self.0 {
+            let end = begin + piece.len();
+            let (from, to) = (range.start.max(begin), range.end.min(end));
+            if from < to {
+                let part = piece.slice(from - begin..to - begin);
+                if part.len() == range.len() {
+                    return Some(part);
+                }
+                if joined.is_empty() {
+                    joined.reserve(range.len());
+                }
+                joined.extend_from_slice(&part);
+            }
+            begin = end;
+        }
+        (joined.len() == range.len() && range.end <= begin).then(|| joined.freeze())
     }
-    let length: u64 = parts.iter().map(|(_, range)| range.end - range.start).sum();
-    let mut bytes = BytesMut::with_capacity(length as usize);
-    for (index, range) in parts {
-        bytes.extend_from_slice(&part_of(pieces, *index, range)?);
+
+    /// All of it in one piece.
+    #[must_use]
+    pub fn join(self) -> Bytes {
+        let len = self.0.iter().map(Bytes::len).sum();
+        self.get(0..len).unwrap_or_default()
     }
-    Some(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_joined_only_where_they_have_to_be() {
+        let whole = Bytes::from_static(b"0123456789");
+        let bytes = StripeBytes(vec![whole.slice(0..4), whole.slice(4..4), whole.slice(4..5), whole.slice(5..10)]);
+        for begin in 0..12 {
+            for end in begin..12 {
+                let expected = (end <= 10).then(|| whole.slice(begin..end));
+                assert_eq!(bytes.get(begin..end), expected, "{begin}..{end}");
+            }
+        }
+        assert_eq!(bytes.get(5..9).unwrap().as_ptr(), whole[5..].as_ptr(), "not copied");
+        assert_eq!(bytes.join(), whole);
+    }
 }

@@ -161,7 +161,7 @@ impl Fetcher {
         wanted: Vec<(ChunkId, Pointer)>,
     ) -> Result<Vec<Bytes>, SessionError> {
         let start = range.start;
-        let stored = self.cluster.read(stripe, range).await?;
+        let stored = self.cluster.read_pieces(stripe, range).await?;
         let openers = self.openers.clone();
         let open = move || {
             openers.with(|opener| {
@@ -170,7 +170,7 @@ impl Fetcher {
                     let begin = (u64::from(pointer.offset) - start) as usize;
                     // The cluster gives as many bytes as were asked for; less would fail the tag.
                     let bytes = stored.get(begin..begin + pointer.len as usize).unwrap_or_default();
-                    opened.push(opener.open_chunk(id, &pointer.hash, bytes)?);
+                    opened.push(opener.open_chunk(id, &pointer.hash, &bytes)?);
                 }
                 Ok(opened)
             })

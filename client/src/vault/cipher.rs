@@ -58,11 +58,22 @@ pub(crate) fn decrypt(
     aad: &[u8],
     sealed: &[u8],
 ) -> Result<Vec<u8>, CipherError> {
-    let split = sealed.len().checked_sub(TAG_LEN).ok_or(CipherError)?;
-    let (ciphertext, tag) = sealed.split_at(split);
-    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
-    let mut message = vec![0; split];
-    let nonce = Nonce::assume_unique_for_key(nonce);
-    key.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, &mut message).map_err(|_| CipherError)?;
+    let mut message = vec![0; sealed.len().checked_sub(TAG_LEN).ok_or(CipherError)?];
+    decrypt_into(key, nonce, aad, sealed, &mut message)?;
     Ok(message)
+}
+
+/// Decrypts `sealed` (ciphertext, then tag) into `message`, which has the ciphertext's length. After an error its bytes are
+/// not to be used.
+pub(crate) fn decrypt_into(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    aad: &[u8],
+    sealed: &[u8],
+    message: &mut [u8],
+) -> Result<(), CipherError> {
+    let (ciphertext, tag) = sealed.split_at_checked(message.len()).ok_or(CipherError)?;
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, message).map_err(|_| CipherError)
 }

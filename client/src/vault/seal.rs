@@ -7,7 +7,10 @@
 //! A data chunk that does not compress is hashed once and encrypted where it lies: its hash goes over its id, which is a
 //! keyed hash of every byte already.
 
+use std::sync::LazyLock;
+
 use bytes::{Bytes, BytesMut};
+use potluck_proto::buffers::Pool;
 use potluck_proto::id::{ChunkId, Digest};
 use zeroize::Zeroizing;
 
@@ -39,6 +42,14 @@ const ZSTD_PREFIX: usize = 4;
 /// Bytes of a sample, and distance from one to the next: 1 in 8.
 const SAMPLE: usize = 8 << 10;
 const SAMPLE_DISTANCE: usize = 64 << 10;
+
+/// Chunks of this length or more, in bytes, are opened into buffers that are used again.
+const POOLED_FROM: usize = 64 << 10;
+
+/// Bytes of buffers for opened chunks that are kept while they are not in use.
+const POOL_LIMIT: usize = 16 << 20;
+
+static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::new(POOL_LIMIT));
 
 /// Why a chunk could not be sealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -257,12 +268,19 @@ impl Opener {
             return Err(OpenError::Tag);
         }
         let (key, nonce) = key_and_nonce(&self.keys, hash);
-        let mut body = cipher::decrypt(&key, nonce, &[], stored).map_err(|_| OpenError::Tag)?;
-        let form = body.pop().ok_or(OpenError::Hash)?;
+        let message = if stored.len() < POOLED_FROM {
+            cipher::decrypt(&key, nonce, &[], stored).map_err(|_| OpenError::Tag)?.into()
+        } else {
+            let mut message = POOL.take(stored.len() - TAG_LEN);
+            cipher::decrypt_into(&key, nonce, &[], stored, &mut message).map_err(|_| OpenError::Tag)?;
+            message.freeze()
+        };
+        let form = *message.last().ok_or(OpenError::Hash)?;
+        let body = message.slice(..message.len() - 1);
         if form == FORM_CHUNK {
             let id = chunk_id(&self.keys, &body);
             return match hash_of(&self.keys, id.as_bytes(), form) == *hash {
-                true => Ok((body.into(), Some(id))),
+                true => Ok((body, Some(id))),
                 false => Err(OpenError::Hash),
             };
         }
@@ -270,7 +288,7 @@ impl Opener {
             return Err(OpenError::Hash);
         }
         match form {
-            FORM_OBJECT => Ok((body.into(), None)),
+            FORM_OBJECT => Ok((body, None)),
             FORM_ZSTD => Ok((self.decompress(&body)?, None)),
             other => Err(OpenError::Form(other)),
         }

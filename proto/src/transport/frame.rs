@@ -4,11 +4,13 @@
 //! the payload once, and tells a cut frame from a whole one.
 
 use std::mem::take;
+use std::sync::LazyLock;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
+use crate::buffers::Pool;
 use crate::wire;
 
 /// Length of a frame's two lengths, in bytes.
@@ -17,12 +19,13 @@ pub(super) const HEAD_LEN: usize = 8;
 /// Pieces of a payload that are taken from the stream at once.
 const CHUNKS: usize = 32;
 
-/// Payloads of this length or more, in bytes, begin at a multiple of [`PAGE`] in memory, so that a disk can take them as
-/// they lie.
-const ALIGNED_FROM: usize = 64 << 10;
+/// Payloads of this length or more, in bytes, are received into buffers that are used again, which begin at a page.
+const POOLED_FROM: usize = 64 << 10;
 
-/// A page of memory and a block of a disk, in bytes.
-const PAGE: usize = 4096;
+/// Bytes of such buffers that are kept while they are not in use, for all endpoints of the process.
+const POOL_LIMIT: usize = 32 << 20;
+
+static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::new(POOL_LIMIT));
 
 /// The most that a frame may hold, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,33 +131,34 @@ async fn read_exact(recv: &mut RecvStream, bytes: &mut [u8]) -> Result<(), Frame
 }
 
 async fn read_payload(recv: &mut RecvStream, length: usize) -> Result<Bytes, FrameError> {
-    let mut payload = room(length);
-    let mut chunks: [Bytes; CHUNKS] = Default::default();
-    // Read to the end of the stream, also when nothing is missing: a longer payload than announced is an error.
-    while let Some(count) = recv.read_chunks(&mut chunks).await? {
-        for chunk in chunks.iter_mut().take(count).map(take) {
-            if chunk.len() > length - payload.len() {
-                return Err(FrameError::Bad(format!("the payload is longer than the {length} bytes announced")));
-            }
-            payload.extend_from_slice(&chunk);
-        }
+    if length < POOLED_FROM {
+        let mut payload = vec![0; length];
+        fill(recv, &mut payload).await?;
+        return Ok(payload.into());
     }
-    if payload.len() < length {
-        return Err(FrameError::Bad(format!("the payload ends after {} of {length} bytes", payload.len())));
-    }
+    let mut payload = POOL.take(length);
+    fill(recv, &mut payload).await?;
     Ok(payload.freeze())
 }
 
-/// Room for a payload of `length` bytes.
-fn room(length: usize) -> BytesMut {
-    if length < ALIGNED_FROM {
-        return BytesMut::with_capacity(length);
+/// Fills the payload. Reads to the end of the stream, also when nothing is missing: a longer payload than announced is an
+/// error.
+async fn fill(recv: &mut RecvStream, payload: &mut [u8]) -> Result<(), FrameError> {
+    let (length, mut filled) = (payload.len(), 0);
+    let mut chunks: [Bytes; CHUNKS] = Default::default();
+    while let Some(count) = recv.read_chunks(&mut chunks).await? {
+        for chunk in chunks.iter_mut().take(count).map(take) {
+            let Some(place) = payload.get_mut(filled..filled + chunk.len()) else {
+                return Err(FrameError::Bad(format!("the payload is longer than the {length} bytes announced")));
+            };
+            place.copy_from_slice(&chunk);
+            filled += chunk.len();
+        }
     }
-    let mut payload = BytesMut::with_capacity(length + PAGE);
-    let skipped = payload.as_ptr().align_offset(PAGE).min(PAGE);
-    payload.put_bytes(0, skipped);
-    payload.advance(skipped);
-    payload
+    if filled < length {
+        return Err(FrameError::Bad(format!("the payload ends after {filled} of {length} bytes")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -187,18 +191,6 @@ mod tests {
         assert_eq!(frame.concat(), b"\x02\0\0\0\x06\0\0\0\x08\x07abcabc");
         // The payload is sent as it was given, not copied.
         assert_eq!(frame[1].as_ptr(), payload.as_ptr());
-    }
-
-    #[test]
-    fn long_payloads_lie_at_a_page() {
-        for length in [0, 1, ALIGNED_FROM - 1, ALIGNED_FROM, ALIGNED_FROM + 5, 1 << 20] {
-            let mut payload = room(length);
-            let before = payload.as_ptr();
-            assert!(payload.is_empty() && payload.capacity() >= length);
-            assert!(length < ALIGNED_FROM || before.align_offset(PAGE) == 0);
-            payload.put_bytes(7, length);
-            assert_eq!(payload.freeze().as_ptr(), before, "filling it moves nothing");
-        }
     }
 
     #[test]

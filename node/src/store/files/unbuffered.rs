@@ -10,13 +10,13 @@ use std::io::{self, IoSlice, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use potluck_proto::buffers::{PAGE, Pool};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 /// What addresses, offsets and lengths are a multiple of, in bytes: no less than any disk's block.
-const BLOCK: usize = 4096;
+const BLOCK: usize = PAGE;
 
 /// Bytes written at once.
 const PIECE: usize = 1 << 20;
@@ -27,13 +27,13 @@ const KEPT: usize = 24 << 20;
 /// How files below one folder are written and read.
 pub(super) struct Disk {
     direct: bool,
-    pool: Arc<Pool>,
+    pool: Pool,
 }
 
 impl Disk {
     /// For `folder`, where a file is made and removed to see what the file system can do.
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
-        let disk = Self { direct: true, pool: Arc::default() };
+        let disk = Self { direct: true, pool: Pool::new(KEPT) };
         let probe = folder.join("probe");
         let probed = disk.create(&probe, &[b"probe"]).and_then(|_| disk.read(&disk.open(&probe)?, 0..5));
         match std::fs::remove_file(&probe) {
@@ -64,7 +64,7 @@ impl Disk {
         let mut buffer = self.pool.take(room);
         let mut filled = 0;
         while filled < room {
-            match file.read_at(&mut buffer.bytes_mut()[filled..room], from + filled as u64) {
+            match file.read_at(&mut buffer[filled..room], from + filled as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -77,7 +77,7 @@ impl Disk {
         }
         let skipped = ((range.start - from) as usize).min(filled);
         let end = ((range.end - from) as usize).min(filled).max(skipped);
-        Ok(Bytes::from_owner(buffer).slice(skipped..end))
+        Ok(buffer.freeze().slice(skipped..end))
     }
 
     /// Makes a new file of these bytes, all of them on disk when it returns; its name may not be yet.
@@ -124,9 +124,9 @@ fn is_aligned(bytes: &[u8]) -> bool {
 }
 
 /// Writes `first`, whole blocks, and `second`, which begins at a block: only the ends go through the buffer.
-fn write_as_it_lies(file: &File, buffer: &mut Buffer, first: &[u8], second: &[u8]) -> io::Result<()> {
+fn write_as_it_lies(file: &File, buffer: &mut [u8], first: &[u8], second: &[u8]) -> io::Result<()> {
     let (whole, rest) = second.split_at(second.len() / BLOCK * BLOCK);
-    let (head, tail) = buffer.bytes_mut()[..first.len() + BLOCK].split_at_mut(first.len());
+    let (head, tail) = buffer[..first.len() + BLOCK].split_at_mut(first.len());
     head.copy_from_slice(first);
     tail[..rest.len()].copy_from_slice(rest);
     tail[rest.len()..].fill(0);
@@ -135,23 +135,23 @@ fn write_as_it_lies(file: &File, buffer: &mut Buffer, first: &[u8], second: &[u8
 }
 
 /// Writes all parts, one after the other, by way of the buffer.
-fn write_through(file: &File, buffer: &mut Buffer, parts: &[&[u8]]) -> io::Result<()> {
+fn write_through(file: &File, buffer: &mut [u8], parts: &[&[u8]]) -> io::Result<()> {
     let mut filled = 0;
     for part in parts {
         let mut rest = *part;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(PIECE - filled));
-            buffer.bytes_mut()[filled..filled + now.len()].copy_from_slice(now);
+            buffer[filled..filled + now.len()].copy_from_slice(now);
             (filled, rest) = (filled + now.len(), later);
             if filled == PIECE {
-                write_all(file, &mut [IoSlice::new(&buffer.bytes()[..PIECE])])?;
+                write_all(file, &mut [IoSlice::new(&buffer[..PIECE])])?;
                 filled = 0;
             }
         }
     }
     let end = filled.next_multiple_of(BLOCK);
-    buffer.bytes_mut()[filled..end].fill(0);
-    write_all(file, &mut [IoSlice::new(&buffer.bytes()[..end])])
+    buffer[filled..end].fill(0);
+    write_all(file, &mut [IoSlice::new(&buffer[..end])])
 }
 
 /// Writes whole blocks. A write that ended inside one cannot be continued past the page cache: it is an error.
@@ -170,56 +170,6 @@ fn write_all(mut file: &File, mut bytes: &mut [IoSlice<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Buffers for further use.
-#[derive(Default)]
-struct Pool(Mutex<Vec<Vec<u8>>>);
-
-impl Pool {
-    /// A buffer of `len` bytes at least.
-    fn take(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = kept.iter().enumerate().filter(|(_, memory)| memory.len() >= len + BLOCK);
-        let fits = fitting.min_by_key(|(_, memory)| memory.len()).map(|(place, _)| place);
-        let memory = fits.map(|place| kept.swap_remove(place));
-        drop(kept);
-        let memory = memory.unwrap_or_else(|| vec![0; (len + BLOCK).next_multiple_of(64 << 10)]);
-        let begin = memory.as_ptr().align_offset(BLOCK);
-        Buffer { memory, begin, home: self.clone() }
-    }
-}
-
-/// Memory that begins at a block, and goes back when it is dropped.
-struct Buffer {
-    memory: Vec<u8>,
-    begin: usize,
-    home: Arc<Pool>,
-}
-
-impl Buffer {
-    fn bytes(&self) -> &[u8] {
-        &self.memory[self.begin..]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.begin..]
-    }
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes()
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut kept = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.iter().map(Vec::len).sum::<usize>() + self.memory.len() <= KEPT {
-            kept.push(std::mem::take(&mut self.memory));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +178,7 @@ mod tests {
     fn any_length_is_written_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let direct = Disk::new(folder.path()).unwrap();
-        let buffered = Disk { direct: false, pool: Arc::default() };
+        let buffered = Disk { direct: false, pool: Pool::new(KEPT) };
         let memory: Vec<u8> =
             (0..(3 * PIECE + BLOCK) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let bytes = &memory[memory.as_ptr().align_offset(BLOCK)..];
