@@ -86,10 +86,11 @@ impl View {
         ReplicaList::new(ring.head_replicas(vault))
     }
 
-    /// Whether a node will never answer again, as far as the signed records say.
+    /// Whether a node will never answer again, as far as the signed records say. One that they do not name is not gone:
+    /// whoever named it may have heard of it first, or have made it up.
     #[must_use]
     pub fn gone(&self, node: &NodeId) -> bool {
-        !matches!(self.table.standing(node), Some(Standing::Member))
+        matches!(self.table.standing(node), Some(Standing::Left | Standing::Lost | Standing::Evicted))
     }
 }
 
