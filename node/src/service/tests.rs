@@ -15,6 +15,7 @@ use crate::config::human::ByteSize;
 use crate::config::{HttpAddress, Settings};
 use crate::identity;
 use crate::node::{Node, Parts};
+use crate::store::ShardKey;
 use crate::store::memory::MemoryStore;
 
 fn key(seed: u8) -> SecretKey {
@@ -122,5 +123,29 @@ async fn a_whole_shard_is_reserved_for_at_its_full_length() {
     // Nothing comes back for what is not here.
     assert_eq!(reserved(held.as_bytes(), Some(1), 0), 0);
     assert_eq!(reserved(b"short", None, 0), 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_become_empty_says_so_when_it_is_asked_to_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path()).await;
+    let core = node.core();
+    let operator = Caller {
+        key: core.identity.key.public(),
+        role: Role::Node(core.identity.cert.clone()),
+        address: ([127, 0, 0, 1], 1).into(),
+    };
+    let leave = wire::Admin { kind: Some(wire::admin::Kind::Leave(wire::admin::Leave {})) };
+    let data = vec![5; 1024];
+    let header = stripe(&key(3), &data);
+    let (_, tree) = blocks::hash_shard(&data);
+    assert!(core.store.put(&header, 0, &data, &tree, 0).unwrap());
+    let said = operator::admin(core, &operator, leave.clone()).await.unwrap().text;
+    assert!(said.contains("1 of the stripes") && said.contains("4 nodes"), "{said}");
+    assert!(core.leaving() && !core.left());
+    core.store.trash(ShardKey { stripe: header.id(), index: 0 }, 0).unwrap();
+    core.store.empty_trash(1).unwrap();
+    assert_eq!(operator::admin(core, &operator, leave).await.unwrap().text, "");
     node.stop().await;
 }
