@@ -1,6 +1,9 @@
 //! The node's command line, for the binary `potluck-node` and for `potluck node`: thin layers over the library.
 
-use std::io::{IsTerminal, Write};
+mod leave;
+mod which;
+
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,24 +13,23 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use potluck_proto::id::NodeId;
+use potluck_proto::id::{ClusterId, NodeId};
 use potluck_proto::invite::InviteToken;
+use potluck_proto::member::MemberTable;
 use potluck_proto::transport::{CallError, Endpoint, Limits, Peer};
 use potluck_proto::wire::{self, admin, reply, request};
 use rand::SeedableRng;
 
-use crate::config::human::{ByteSize, Span};
+use crate::config::human::{ByteSize, Span, rough};
 use crate::config::{Config, ConfigArgs, FILE_NAME, LogFormat, Settings};
 use crate::gate::OperatorGate;
-use crate::join::{Wish, join};
+use crate::join::{Wish, join, why};
 use crate::node::{LISTENING, Node, Parts, bind_udp, status_json, system_clock};
 use crate::{durable, identity, log};
+use which::Which;
 
 /// How long the running node may take to answer its operator.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Time between two looks at a leaving node.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an operator does with a node.
 #[derive(Debug, Subcommand)]
@@ -91,7 +93,8 @@ pub struct InviteArgs {
     /// Most that the new node may offer
     #[arg(long, value_name = "SIZE", conflicts_with = "vault")]
     capacity: Option<ByteSize>,
-    /// Most that the vault may store, in bytes of shards on all nodes together
+    /// Most that the vault may store, in bytes of shards on all nodes together. Written into its certificate; nodes do
+    /// not enforce it yet
     #[arg(long, value_name = "SIZE", requires = "vault")]
     quota: Option<ByteSize>,
     /// How long the token can be redeemed
@@ -127,29 +130,47 @@ pub struct LeaveArgs {
 pub struct StateArgs {
     #[command(flatten)]
     own: Own,
-    /// The other node's id
-    node: NodeId,
+    /// The other node's id, or its first digits (at least 4) as 'potluck cluster status' shows them
+    node: Which,
 }
 
-/// Carries a command out.
+/// Carries a command out. The error is one line that says each thing once.
 pub async fn run(command: NodeCommand) -> anyhow::Result<ExitCode> {
+    carry_out(command).await.map_err(|error| anyhow::anyhow!(said_once(&error)))
+}
+
+/// An error and its causes in one line. Many errors quote their cause, which then stands behind them once more: a cause
+/// that was quoted is left out.
+fn said_once(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
     match command {
         NodeCommand::Init(start) => init(start).await,
         NodeCommand::Invite(args) => invite(args).await,
         NodeCommand::Join(args) => join_cluster(args).await,
         NodeCommand::Run(args) => run_node(args.load()?).await,
         NodeCommand::Status(args) => status(args).await,
-        NodeCommand::Leave(args) => leave(args).await,
+        NodeCommand::Leave(args) => leave::leave(args).await,
         NodeCommand::Evict(args) => {
-            let text = declare(&args, true).await?;
-            println!("{} is {text}. What it holds is still read for repair; it gets nothing new.", args.node.short());
+            let (node, text) = declare(&args, true).await?;
+            println!("{} is {text}. What it holds is still read for repair; it gets nothing new.", node.short());
             Ok(ExitCode::SUCCESS)
         }
         NodeCommand::Lost(args) => {
-            let text = declare(&args, false).await?;
+            let (node, text) = declare(&args, false).await?;
             println!(
                 "{} is {text}. The others take its place on the ring; if it comes back, it counts again.",
-                args.node.short()
+                node.short()
             );
             Ok(ExitCode::SUCCESS)
         }
@@ -239,24 +260,31 @@ async fn run_node(config: Config) -> anyhow::Result<ExitCode> {
 struct Operator {
     endpoint: Endpoint,
     peer: Peer,
+    cluster: ClusterId,
 }
 
 impl Operator {
     fn connect(data: &Path) -> anyhow::Result<Self> {
         let (key, cert) = identity::operator(data)?;
-        let listening = durable::read(&data.join(LISTENING))?.context("the node of this folder has never run")?;
-        let address: SocketAddr =
-            String::from_utf8_lossy(&listening).trim().parse().context("its address is damaged")?;
+        let path = data.join(LISTENING);
+        let listening = durable::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let listening = listening.with_context(|| {
+            format!("the node in {} has never run: start it with 'potluck node run'", data.display())
+        })?;
+        let address: SocketAddr = String::from_utf8_lossy(&listening).trim().parse().with_context(|| {
+            format!("{} holds no address: start the node again, which writes it anew", path.display())
+        })?;
         let ip = match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
         let local: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let node = cert.node();
+        let (node, cluster) = (cert.node(), cert.cluster());
         let gate = Arc::new(OperatorGate { cert });
         let endpoint = Endpoint::bind(SocketAddr::new(local, 0), &key, gate, Limits::client())?;
-        Ok(Self { endpoint, peer: Peer { key: node.into(), addresses: vec![SocketAddr::new(ip, address.port())] } })
+        let peer = Peer { key: node.into(), addresses: vec![SocketAddr::new(ip, address.port())] };
+        Ok(Self { endpoint, peer, cluster })
     }
 
     async fn call(&self, request: request::Kind) -> anyhow::Result<reply::Kind> {
@@ -264,7 +292,7 @@ impl Operator {
             Ok((reply, _)) => Ok(reply),
             Err(CallError::Refused(error)) => bail!("{}", error.message),
             Err(error) => {
-                Err(error).context("the node does not answer: is it running? Start it with 'potluck node run'")
+                bail!("the node does not answer ({}): is it running? Start it with 'potluck node run'", why(&error))
             }
         }
     }
@@ -272,6 +300,21 @@ impl Operator {
     async fn admin(&self, kind: admin::Kind) -> anyhow::Result<wire::AdminReply> {
         match self.call(request::Kind::Admin(wire::Admin { kind: Some(kind) })).await? {
             reply::Kind::Admin(reply) => Ok(reply),
+            _ => bail!("the node gave another kind of answer"),
+        }
+    }
+
+    /// The node that these digits stand for.
+    async fn find(&self, which: &Which) -> anyhow::Result<NodeId> {
+        if let Some(node) = which.whole() {
+            return Ok(node);
+        }
+        match self.call(request::Kind::Members(wire::Members::default())).await? {
+            reply::Kind::Members(reply) => {
+                let mut table = MemberTable::new(self.cluster);
+                table.merge(&reply.table.unwrap_or_default());
+                Ok(which.find(&table)?)
+            }
             _ => bail!("the node gave another kind of answer"),
         }
     }
@@ -286,6 +329,12 @@ impl Operator {
 
 async fn invite(args: InviteArgs) -> anyhow::Result<ExitCode> {
     let operator = Operator::connect(&args.own.data)?;
+    if let Some(quota) = args.quota {
+        eprintln!(
+            "warning: the quota of {quota} is written into the vault's certificate, but nodes do not enforce it yet: the \
+             vault can store more"
+        );
+    }
     let invite = admin::Invite {
         vault: args.vault,
         zone: args.zone.unwrap_or_default(),
@@ -320,8 +369,8 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     row("up for", Span(Duration::from_secs(status.uptime_ms / 1000)).to_string());
     row("members", format!("{} up of {}", status.members_up, status.members));
     let full = if status.full { ", full: it takes no new shards" } else { "" };
-    row("space", format!("{} used of {}{full}", ByteSize(status.used), ByteSize(status.capacity)));
-    row("trash", ByteSize(status.trash).to_string());
+    row("space", format!("{} used of {}{full}", rough(status.used), rough(status.capacity)));
+    row("trash", rough(status.trash));
     row("shards", status.shards.to_string());
     let stripes = [
         (status.stripes_whole, "whole"),
@@ -334,49 +383,50 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let stripes = stripes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
     let stripes: Vec<String> = stripes.collect();
     row("looks after", if stripes.is_empty() { "no stripe yet".into() } else { stripes.join(", ") });
-    row("repaired", format!("{} shards, {}", status.repaired_shards, ByteSize(status.repaired_bytes)));
+    row("repaired", format!("{} shards, {}", status.repaired_shards, rough(status.repaired_bytes)));
     if status.corrupt_shards > 0 {
         row(
             "corrupt",
             format!("{} shards found damaged and set aside: look at this node's disk", status.corrupt_shards),
         );
     }
-    if status.leaving {
+    if status.left {
+        row("leaving", "done: it has left, others know, and it may be switched off".into());
+    } else if status.leaving {
         row("leaving", format!("{} shards still here", status.shards));
     }
     row("http", if status.http.is_empty() { "off".into() } else { format!("http://{}/metrics", status.http) });
     Ok(ExitCode::SUCCESS)
 }
 
-async fn leave(args: LeaveArgs) -> anyhow::Result<ExitCode> {
+async fn declare(args: &StateArgs, evict: bool) -> anyhow::Result<(NodeId, String)> {
     let operator = Operator::connect(&args.own.data)?;
-    operator.admin(admin::Kind::Leave(admin::Leave {})).await?;
-    if args.no_wait {
-        println!("The node is leaving. Watch it with 'potluck node status'; keep it running until it holds no shard.");
-        return Ok(ExitCode::SUCCESS);
-    }
-    eprintln!(
-        "The node is leaving. Ctrl-C ends this watching, not the leaving; keep the node running until it is empty."
-    );
-    let mut last = u64::MAX;
-    loop {
-        let status = operator.status().await?;
-        if status.shards != last {
-            last = status.shards;
-            eprintln!("{} shards, {} still here", status.shards, ByteSize(status.used));
-            std::io::stderr().flush()?;
-        }
-        if status.shards == 0 {
-            println!("The node is empty and has left: it may be switched off.");
-            return Ok(ExitCode::SUCCESS);
-        }
-        tokio::time::sleep(WATCH_INTERVAL).await;
-    }
+    let node = operator.find(&args.node).await?;
+    let state = admin::State { node: Bytes::copy_from_slice(node.as_bytes()) };
+    let kind = if evict { admin::Kind::Evict(state) } else { admin::Kind::Lost(state) };
+    Ok((node, operator.admin(kind).await?.text))
 }
 
-async fn declare(args: &StateArgs, evict: bool) -> anyhow::Result<String> {
-    let operator = Operator::connect(&args.own.data)?;
-    let state = admin::State { node: Bytes::copy_from_slice(args.node.as_bytes()) };
-    let kind = if evict { admin::Kind::Evict(state) } else { admin::Kind::Lost(state) };
-    Ok(operator.admin(kind).await?.text)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::StartError;
+    use crate::store::StoreError;
+    use potluck_proto::transport::BindError;
+    use std::io;
+
+    #[test]
+    fn an_error_says_each_thing_once() {
+        let taken = BindError::Socket {
+            address: ([127, 0, 0, 1], 4701).into(),
+            source: io::Error::new(io::ErrorKind::AddrInUse, "Address already in use (os error 98)"),
+        };
+        let error = anyhow::Error::new(StartError::Bind(taken));
+        assert_eq!(said_once(&error), "cannot open UDP socket 127.0.0.1:4701: Address already in use (os error 98)");
+        let index = io::Error::other(io::Error::other("the index failed: IO error: No space left"));
+        let error = anyhow::Error::new(StartError::Store(StoreError::Io(index)));
+        assert_eq!(said_once(&error), "the shard store cannot be opened: the index failed: IO error: No space left");
+        let error = anyhow::anyhow!("the cause").context("what was to be done");
+        assert_eq!(said_once(&error), "what was to be done: the cause");
+    }
 }

@@ -148,3 +148,110 @@ impl Gate for OperatorGate {
         Ok(role)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use potluck_proto::cert::{Revocation, Rights};
+    use potluck_proto::id::VaultId;
+    use potluck_proto::key::SecretKey;
+    use potluck_proto::member::{MemberTable, Statement, Verdict};
+
+    fn key(seed: u8) -> SecretKey {
+        SecretKey::from_seed(&[seed; 32])
+    }
+
+    /// A member of the cluster of key 1, and its gate; the time is one second past 1970.
+    fn gate(folder: &std::path::Path) -> MemberGate {
+        let cert = MemberCert::issue(&key(1), key(2).public().into(), "attic", 0, 0);
+        let membership = Membership::open(folder, key(2), MemberTable::new(key(1).public().into())).unwrap();
+        MemberGate { cert, membership: Arc::new(membership), clock: Arc::new(|| 1_000) }
+    }
+
+    fn node_hello(cluster: &SecretKey, node: &SecretKey) -> wire::Hello {
+        let cert = MemberCert::issue(cluster, node.public().into(), "cellar", 0, 0);
+        wire::Hello { member_cert: Bytes::copy_from_slice(cert.as_bytes()), ..Default::default() }
+    }
+
+    /// A device, key 6, of the vault of key 5.
+    fn device_hello(cluster: &SecretKey, expires_ms: u64) -> wire::Hello {
+        let vault = VaultCert::issue(cluster, VaultId::from(key(5).public()), 0, 0);
+        let device = DeviceCert::issue(&key(5), key(6).public().into(), Rights::ALL, 0, expires_ms);
+        wire::Hello {
+            device_cert: Bytes::copy_from_slice(device.as_bytes()),
+            vault_cert: Bytes::copy_from_slice(vault.as_bytes()),
+            ..Default::default()
+        }
+    }
+
+    fn code<T: std::fmt::Debug>(result: Result<T, wire::Error>) -> Code {
+        result.unwrap_err().code()
+    }
+
+    fn caller(key: &SecretKey, role: Role) -> Caller {
+        Caller { key: key.public(), role, address: ([127, 0, 0, 1], 1).into() }
+    }
+
+    #[test]
+    fn nodes_come_in_with_their_own_certificate_of_this_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = gate(folder.path());
+        let admit = |by: u8, hello: &wire::Hello| gate.admit(key(by).public(), hello);
+        assert!(matches!(admit(3, &node_hello(&key(1), &key(3))), Ok(Role::Node(_))));
+        assert_eq!(code(admit(3, &node_hello(&key(9), &key(3)))), Code::ForeignCluster);
+        assert_eq!(code(admit(4, &node_hello(&key(1), &key(3)))), Code::Forbidden);
+        let mut forged = node_hello(&key(1), &key(3)).member_cert.to_vec();
+        forged[40] ^= 1;
+        assert!(admit(3, &wire::Hello { member_cert: forged.into(), ..Default::default() }).is_err());
+    }
+
+    #[test]
+    fn an_evicted_node_is_out_from_the_next_call_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = gate(folder.path());
+        let role = gate.admit(key(3).public(), &node_hello(&key(1), &key(3))).unwrap();
+        let caller = caller(&key(3), role);
+        assert!(gate.still_admitted(&caller).is_ok());
+        let lost = Statement::issue(&key(1), key(3).public().into(), Verdict::Lost { generation: 0 }, 0);
+        gate.membership.state(lost);
+        assert!(gate.still_admitted(&caller).is_ok(), "a lost node may come back");
+        gate.membership.state(Statement::issue(&key(1), key(3).public().into(), Verdict::Evicted, 0));
+        assert_eq!(code(gate.still_admitted(&caller)), Code::Revoked);
+    }
+
+    #[test]
+    fn devices_come_in_with_a_vault_of_this_cluster_until_they_are_revoked_or_run_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = gate(folder.path());
+        let admit = |by: u8, hello: &wire::Hello| gate.admit(key(by).public(), hello);
+        assert_eq!(code(admit(6, &device_hello(&key(9), 0))), Code::ForeignCluster);
+        assert_eq!(code(admit(7, &device_hello(&key(1), 0))), Code::Forbidden);
+        assert_eq!(code(admit(6, &device_hello(&key(1), 1_000))), Code::Revoked);
+        let vault = VaultId::from(key(5).public());
+        assert!(gate.membership.view().table.vault(&vault).is_none(), "who is refused leaves nothing behind");
+
+        let role = admit(6, &device_hello(&key(1), 1_001)).unwrap();
+        assert!(gate.membership.view().table.vault(&vault).is_some());
+        let caller = caller(&key(6), role);
+        assert!(gate.still_admitted(&caller).is_ok());
+        let revocation = Revocation::issue(&key(5), key(6).public().into(), 0);
+        let table =
+            wire::Table { revocations: vec![Bytes::copy_from_slice(revocation.as_bytes())], ..Default::default() };
+        assert_eq!(gate.membership.merge(&table).news, 1);
+        assert_eq!(code(gate.still_admitted(&caller)), Code::Revoked);
+        assert_eq!(code(admit(6, &device_hello(&key(1), 0))), Code::Revoked);
+    }
+
+    #[test]
+    fn a_stranger_comes_in_as_a_stranger_and_not_from_another_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = gate(folder.path());
+        let hello = |cluster: Bytes| wire::Hello { cluster, ..Default::default() };
+        let of = |cluster: &SecretKey| hello(Bytes::copy_from_slice(&cluster.public().0));
+        for known in [hello(Bytes::new()), of(&key(1))] {
+            assert!(matches!(gate.admit(key(8).public(), &known), Ok(Role::Stranger)));
+        }
+        assert_eq!(code(gate.admit(key(8).public(), &of(&key(9)))), Code::ForeignCluster);
+        assert!(gate.still_admitted(&caller(&key(8), Role::Stranger)).is_ok());
+    }
+}

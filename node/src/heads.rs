@@ -207,7 +207,11 @@ impl Heads {
         let mut replica = slot.lock().await;
         let mut changed = replica.clone();
         Self::follow(&view, &vault, &mut changed);
-        if changed.learn(heads) || changed != *replica {
+        if let Err(error) = changed.learn(heads) {
+            // The caller hears what is held here all the same, and keeps what it has.
+            tracing::warn!(%vault, %error, "another replica's heads find no room here");
+        }
+        if changed != *replica {
             // A new list is on disk before it is spoken of: from then on no head is accepted under an earlier one.
             self.store(vault, &changed).await?;
             *replica = changed;
@@ -294,22 +298,31 @@ impl Heads {
             }
             let mut replica = slot.lock().await;
             let mut changed = replica.clone();
-            if changed.learn(learned) {
+            let told = changed.learn(learned);
+            if changed != *replica {
                 if self.store(vault, &changed).await.is_err() {
                     return;
                 }
                 *replica = changed;
             }
             drop(replica);
-            // Before the last word "behind", everybody who is up is asked.
-            let all_heard = view.others_up().all(|node| asked.contains(&node));
-            let verdict = before.settling(view.me, &answers, |node| view.gone(node), true);
-            if matches!(verdict, Settling::Behind(_)) && !all_heard {
+            if let Err(error) = told {
+                tracing::warn!(%vault, %error, "other replicas' heads find no room here: not settled");
+                return;
+            }
+            if before.settled() {
+                // It has heard what it must: this exchange is for the heads, and nothing that is said now undoes that.
+                return;
+            }
+            // When it takes everybody's answer to settle, everybody who is up is asked.
+            let judge = |unheard| before.settling(view.me, &answers, |node| view.gone(node), unheard);
+            let missing = |verdict| matches!(verdict, Settling::Missing { .. });
+            if missing(judge(usize::MAX)) && !missing(judge(0)) {
                 ask.extend(view.others_up());
             }
         }
-        let all_heard = view.others_up().all(|node| answers.contains_key(&node));
-        let verdict = before.settling(view.me, &answers, |node| view.gone(node), all_heard);
+        let unheard = view.others_up().filter(|node| !answers.contains_key(node)).count();
+        let verdict = before.settling(view.me, &answers, |node| view.gone(node), unheard);
         let behind = match verdict {
             Settling::Done => false,
             Settling::Behind(_) => {

@@ -32,6 +32,14 @@ pub enum IdentityError {
         /// The cluster that its node belongs to.
         cluster: ClusterId,
     },
+    /// It lies inside the folder of another node.
+    #[error("{} lies inside {}, the folder of another node: choose one beside it", folder.display(), outer.display())]
+    Inside {
+        /// The folder.
+        folder: PathBuf,
+        /// The other node's.
+        outer: PathBuf,
+    },
     /// Another process has it open.
     #[error("{} is in use by another process: stop that one first", .0.display())]
     Locked(PathBuf),
@@ -115,6 +123,7 @@ pub fn prepare(folder: &Path, rng: &mut impl rand::Rng) -> Result<SecretKey, Ide
     if let Some(cert) = exists(folder)? {
         return Err(IdentityError::Taken { folder: folder.into(), cluster: cert.cluster() });
     }
+    refuse_inside(folder)?;
     fs::create_dir_all(folder).map_err(|source| IdentityError::Io { path: folder.into(), source })?;
     let path = folder.join(NODE_KEY);
     if let Some(key) = read_key(&path)? {
@@ -123,6 +132,20 @@ pub fn prepare(folder: &Path, rng: &mut impl rand::Rng) -> Result<SecretKey, Ide
     let key = SecretKey::generate(rng);
     write(&path, &*key.seed())?;
     Ok(key)
+}
+
+/// A node's folder is that node's alone: another's data in it would be counted, moved and thrown away with it.
+fn refuse_inside(folder: &Path) -> Result<(), IdentityError> {
+    // The folder itself need not be there yet, nor some of those around it; links and `..` lead where they lead.
+    let absolute = std::path::absolute(folder).map_err(|source| IdentityError::Io { path: folder.into(), source })?;
+    let there = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    let Some((ancestor, real)) = there else { return Ok(()) };
+    let around = if ancestor == absolute { real.parent() } else { Some(real.as_path()) };
+    let outer = around.into_iter().flat_map(Path::ancestors).find(|outer| outer.join(NODE_KEY).exists());
+    match outer {
+        Some(outer) => Err(IdentityError::Inside { folder: folder.into(), outer: outer.into() }),
+        None => Ok(()),
+    }
 }
 
 /// Puts the certificate in place: from now on the folder holds a node.
@@ -215,6 +238,23 @@ mod tests {
         let first = prepare(folder.path(), &mut rng()).unwrap();
         let again = prepare(folder.path(), &mut rand::rngs::StdRng::seed_from_u64(2)).unwrap();
         assert_eq!(first.public(), again.public());
+    }
+
+    #[test]
+    fn not_inside_another_nodes_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let outer = folder.path().join("node1");
+        found(&outer, None, 5, &mut rng()).unwrap();
+        fs::create_dir(folder.path().join("x")).unwrap();
+        for inside in [outer.join("node2"), outer.join("a/b/c"), folder.path().join("x/../node1/node2")] {
+            let refused = found(&inside, None, 5, &mut rng());
+            assert!(matches!(refused, Err(IdentityError::Inside { .. })), "{}: {refused:?}", inside.display());
+        }
+        let linked = folder.path().join("linked");
+        std::os::unix::fs::symlink(&outer, &linked).unwrap();
+        assert!(matches!(prepare(&linked.join("node2"), &mut rng()), Err(IdentityError::Inside { .. })));
+        assert!(!outer.join("node2").exists(), "nothing is made before it is refused");
+        found(&folder.path().join("node2"), None, 5, &mut rng()).unwrap();
     }
 
     #[test]

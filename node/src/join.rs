@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use potluck_proto::cert::MemberCert;
+use potluck_proto::id::NodeId;
 use potluck_proto::invite::{InviteKind, InviteToken};
 use potluck_proto::key::SecretKey;
 use potluck_proto::member::MemberTable;
@@ -37,7 +38,8 @@ pub enum JoinError {
     Refused(wire::Error),
     /// The inviter cannot be reached.
     #[error(
-        "the inviting node cannot be reached ({0}): is it running, and are its address and port open? Then run this again"
+        "the inviting node cannot be reached ({}): is it running, and are its address and port open? Then run this again",
+        why(.0)
     )]
     Unreachable(CallError),
     /// The answer is not a certificate for this node.
@@ -52,6 +54,17 @@ pub enum JoinError {
     /// The member table cannot be written.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+/// Why a call had no answer, for people who know whom they called.
+pub(crate) fn why(error: &CallError) -> String {
+    match error {
+        CallError::Unreachable { reason, .. } => reason.clone(),
+        CallError::WrongPeer { expected } => {
+            format!("another than {} answers at its address", NodeId::from(*expected).short())
+        }
+        other => other.to_string(),
+    }
 }
 
 /// What a newcomer says of itself; the invite's own limits win.

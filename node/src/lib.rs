@@ -2,6 +2,7 @@
 //!
 //! [`node::Node`] puts the parts together; the binary and the client's `potluck node` are thin layers over it.
 
+pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod durable;

@@ -86,10 +86,11 @@ impl View {
         ReplicaList::new(ring.head_replicas(vault))
     }
 
-    /// Whether a node will never answer again, as far as the signed records say.
+    /// Whether a node will never answer again, as far as the signed records say. One that they do not name is not gone:
+    /// whoever named it may have heard of it first, or have made it up.
     #[must_use]
     pub fn gone(&self, node: &NodeId) -> bool {
-        !matches!(self.table.standing(node), Some(Standing::Member))
+        matches!(self.table.standing(node), Some(Standing::Left | Standing::Lost | Standing::Evicted))
     }
 }
 
@@ -98,6 +99,8 @@ pub struct Membership {
     me: NodeId,
     key: SecretKey,
     path: PathBuf,
+    /// Held over each write of the table to disk, and while its contents are taken: what is written later is newer.
+    writing: Mutex<()>,
     table: Mutex<MemberTable>,
     view: watch::Sender<Arc<View>>,
 }
@@ -121,7 +124,7 @@ impl Membership {
         let view =
             View { me, digest: table.digest(), ring: Arc::new(table.ring()), table: Arc::new(table.clone()), up };
         let (view, _) = watch::channel(Arc::new(view));
-        Ok(Self { me, key, path, table: Mutex::new(table), view })
+        Ok(Self { me, key, path, writing: Mutex::default(), table: Mutex::new(table), view })
     }
 
     /// What is known now.
@@ -160,8 +163,10 @@ impl Membership {
         })
     }
 
-    /// Makes a new record of this node, durable before it is used: `change` sees the old one, if there is one.
+    /// Makes a new record of this node, durable before it is used: `change` sees the old one, if there is one. After an
+    /// error the old record holds. Blocks on the disk.
     pub fn renew(&self, change: impl FnOnce(Option<&MemberRecord>) -> MemberRecord) -> io::Result<()> {
+        let writing = self.writing();
         let record = {
             let table = self.table();
             let old = table.record(&self.me);
@@ -170,7 +175,7 @@ impl Membership {
         };
         let mut with_record = self.table().clone();
         with_record.add_record(record.clone());
-        durable::replace(&self.path, &with_record.to_wire().encode_to_vec())?;
+        self.write(&writing, &with_record)?;
         self.add(record);
         Ok(())
     }
@@ -179,10 +184,20 @@ impl Membership {
         self.change(|own| (own.add_record(record), ()));
     }
 
-    /// Writes the table to disk.
+    /// Writes the table to disk: all that was known when this was called is durable when it returns. Blocks on the disk.
     pub fn persist(&self) -> io::Result<()> {
-        let table = self.view().table.to_wire();
-        durable::replace(&self.path, &table.encode_to_vec())
+        let writing = self.writing();
+        let table = self.table().clone();
+        self.write(&writing, &table)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, _writing: &MutexGuard<'_, ()>, table: &MemberTable) -> io::Result<()> {
+        let written = durable::replace(&self.path, &table.to_wire().encode_to_vec());
+        written.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display())))
     }
 
     /// Records that a node is up or down; true if that is news.
@@ -227,5 +242,54 @@ impl Membership {
             });
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use potluck_proto::cert::MemberCert;
+
+    #[test]
+    fn what_was_known_is_on_disk_when_a_write_returns_whoever_else_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cluster, key) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
+        let cert = MemberCert::issue(&cluster, key.public().into(), "attic", 0, 0);
+        let empty = MemberTable::new(cluster.public().into());
+        let membership = Membership::open(folder.path(), key.clone(), empty.clone()).unwrap();
+        let renew = |membership: &Membership| {
+            membership.renew(|_| MemberRecord {
+                cert: cert.clone(),
+                generation: 0,
+                life: 1,
+                addresses: Vec::new(),
+                capacity: 1,
+                left: false,
+                leaving: false,
+                full: false,
+                software: String::new(),
+            })
+        };
+        let on_disk = || Membership::open(folder.path(), key.clone(), empty.clone()).unwrap().view();
+        std::thread::scope(|scope| {
+            for writer in 0..6_u8 {
+                let (membership, cluster, on_disk, renew) = (&membership, &cluster, &on_disk, &renew);
+                scope.spawn(move || {
+                    for round in 0..10_u8 {
+                        if writer == 0 {
+                            renew(membership).unwrap();
+                            let mine = membership.view().table.record(&membership.me).unwrap().generation;
+                            assert!(on_disk().table.record(&membership.me).unwrap().generation >= mine);
+                            continue;
+                        }
+                        let vault = VaultId([writer * 16 + round; 32]);
+                        membership.learn_vault(VaultCert::issue(cluster, vault, 0, 0));
+                        membership.persist().unwrap();
+                        assert!(on_disk().table.vault(&vault).is_some(), "an older table was written over a newer one");
+                    }
+                });
+            }
+        });
+        assert_eq!(on_disk().digest, membership.view().digest);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use potluck_proto::id::{NodeId, StripeId};
 use potluck_proto::key::SecretKey;
-use potluck_proto::member::{MemberRecord, MemberTable};
+use potluck_proto::member::{MemberRecord, MemberTable, Standing};
 use potluck_proto::transport::{BindError, Endpoint, Executor, Gate, Limits};
 use potluck_proto::wire;
 use rand::rngs::StdRng;
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::capacity::Announced;
 use crate::config::Config;
 use crate::gate::MemberGate;
 use crate::heads::Heads;
@@ -27,7 +28,7 @@ use crate::http;
 use crate::identity::{FolderLock, Identity, IdentityError};
 use crate::invites::Invites;
 use crate::membership::swim::{self, Swim, SwimHandle};
-use crate::membership::{Membership, exchange};
+use crate::membership::{Membership, View, exchange};
 use crate::metrics::Metrics;
 use crate::metrics::label::FoundBy;
 use crate::repair::rebuild::Budget;
@@ -49,6 +50,12 @@ const ALERTS: usize = 65_536;
 
 /// Disk and CPU work at once.
 const WORKERS: usize = 8;
+
+/// How many others must know that this node has left before it says so: should one of them go too, its word is kept.
+const WITNESSES: usize = 3;
+
+/// Time between two attempts to tell others that this node has left.
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Time between two writes of the running time to disk.
 const RUNNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -231,8 +238,11 @@ pub struct Core {
     /// Where the HTTP page is.
     pub http: Option<SocketAddr>,
     tally: Mutex<(Tally, Option<Instant>)>,
+    announced: Mutex<Option<Announced>>,
     corrupt: AtomicU64,
     leaving: AtomicBool,
+    /// It has left, and others know.
+    left: AtomicBool,
     started: Instant,
     /// Milliseconds that the node had run before this start.
     ran_before_ms: u64,
@@ -279,6 +289,12 @@ impl Core {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the node has left for good and others know, so that it may be switched off.
+    #[must_use]
+    pub fn left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
     /// Puts the node on its way out: off the ring, so that all its shards become surplus and move on.
     pub async fn leave(self: &Arc<Self>) -> std::io::Result<()> {
         self.leaving.store(true, Ordering::Relaxed);
@@ -287,25 +303,48 @@ impl Core {
         renewed.await.map_err(std::io::Error::other)?
     }
 
-    /// Makes a new record of this node.
+    /// Makes a new record of this node. After an error the old one holds. Blocks on the disk.
     pub fn renew_record(&self, why: Renewal) -> std::io::Result<()> {
         let addresses = self.addresses();
-        let capacity = self.config.capacity.unwrap_or_else(|| self.store.usage().live + self.free_bytes());
+        let capacity = self.capacity()?;
         self.membership.renew(|old| MemberRecord {
             cert: self.identity.cert.clone(),
             generation: 0,
             life: old.map_or(0, |old| old.life) + u64::from(why == Renewal::Start),
             addresses,
             capacity,
-            left: why == Renewal::Left,
+            left: why == Renewal::Left || old.is_some_and(|old| old.left),
             leaving: self.leaving(),
             full: self.store.full(),
             software: SOFTWARE.into(),
         })
     }
 
-    fn free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.identity.folder).map_or(0, |disk| disk.f_bavail * disk.f_frsize / 10 * 9)
+    /// Bytes that this node offers to the ring: what its operator says, else what it found and announced before.
+    fn capacity(&self) -> std::io::Result<u64> {
+        if let Some(capacity) = self.config.capacity {
+            return Ok(capacity);
+        }
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = rustix::fs::statvfs(&self.identity.folder)?;
+        let usage = self.store.usage();
+        let measured = self.config.capacity_on(disk.f_bavail * disk.f_frsize, usage.live + usage.trash);
+        let next = Announced::next(*announced, measured, self.running_ms());
+        if *announced != Some(next) {
+            next.write(&self.identity.folder)?;
+            *announced = Some(next);
+        }
+        Ok(next.bytes)
+    }
+
+    /// Whether the record says something that has become wrong.
+    fn record_is_stale(&self) -> std::io::Result<bool> {
+        let view = self.membership.view();
+        let Some(record) = view.table.record(&view.me) else { return Ok(true) };
+        Ok(record.full != self.store.full()
+            || record.addresses != self.addresses()
+            || record.capacity != self.capacity()?
+            || is_lost(&view))
     }
 
     /// Where others reach this node: what the operator says, else the listening address, else loopback.
@@ -357,11 +396,17 @@ impl Core {
             corrupt_shards: self.corrupt.load(Ordering::Relaxed),
             full: self.store.full(),
             leaving: self.leaving(),
+            left: self.left(),
             survey_age_ms: surveyed.map_or(u64::MAX, |at| at.elapsed().as_millis() as u64),
             http: self.http.map(|address| address.to_string()).unwrap_or_default(),
             up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
         }
     }
+}
+
+/// Whether this node is declared lost in its own table: a record of a higher generation revokes that.
+fn is_lost(view: &View) -> bool {
+    view.table.standing(&view.me) == Some(Standing::Lost)
 }
 
 /// The address that the system would use towards the outside; nothing is sent.
@@ -423,6 +468,7 @@ impl Node {
             Some(bytes) => <[u8; 8]>::try_from(&bytes[..]).map_or(0, u64::from_le_bytes),
             None => 0,
         };
+        let announced = Announced::read(&folder)?;
         let was_leaving = membership.view().table.record(&identity.node()).is_some_and(|record| record.leaving);
         let (handle, queue) = swim::queue();
         let gossip_seed = seeds.next_u64();
@@ -442,8 +488,10 @@ impl Node {
             clock: parts.clock,
             http: page.as_ref().map(|(address, _)| *address),
             tally: Mutex::default(),
+            announced: Mutex::new(announced),
             corrupt: AtomicU64::new(0),
             leaving: AtomicBool::new(was_leaving),
+            left: AtomicBool::new(false),
             started: Instant::now(),
             ran_before_ms,
             seeds: Mutex::new(seeds),
@@ -468,6 +516,7 @@ impl Node {
         tasks.spawn(upkeep::scrub(core.clone(), stopping.clone()));
         tasks.spawn(upkeep::trash(core.clone(), stopping.clone()));
         tasks.spawn(keep_time(core.clone(), stopping.clone()));
+        tasks.spawn(tell_of_leaving(core.clone(), stopping.clone()));
         if let Some((_, listener)) = page {
             let (page, mut stopping) = (Arc::new(NodePage(core.clone())), stopping);
             tasks.spawn(async move {
@@ -539,27 +588,75 @@ impl Core {
     }
 }
 
-/// Writes the running time down, and renews the record when it has become wrong.
+/// Writes the running time down, and renews the record when it has become wrong: at once when this node is declared
+/// lost, else within the interval.
 async fn keep_time(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    let mut changes = core.membership.watch();
+    let mut next = Instant::now() + RUNNING_INTERVAL;
+    // Tried once between two ticks, so that a disk that fails is not written to without end.
+    let mut revoked = false;
     loop {
-        tokio::select! {
+        let lost = async { changes.wait_for(|view| is_lost(view)).await.is_ok() };
+        let lost = tokio::select! {
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(RUNNING_INTERVAL) => {}
+            lost = lost, if !revoked => lost,
+            () = tokio::time::sleep_until(next) => false,
+        };
+        revoked = lost;
+        if lost {
+            tracing::warn!("this node was declared lost: it says that it is back");
+        } else {
+            next = Instant::now() + RUNNING_INTERVAL;
         }
         let shared = core.clone();
         let written = core.executor.run(move || {
-            let view = shared.membership.view();
-            let stale = view
-                .table
-                .record(&view.me)
-                .is_none_or(|record| record.full != shared.store.full() || record.addresses != shared.addresses());
-            if stale {
+            if shared.record_is_stale()? {
                 shared.renew_record(Renewal::Change)?;
             }
             shared.write_running_time()
         });
-        if let Ok(Err(error)) = written.await {
-            tracing::error!(%error, "the node's state cannot be written to disk");
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the node's state cannot be written to disk"),
+            Err(error) => tracing::error!(%error, "the node's state cannot be written to disk"),
+        }
+    }
+}
+
+/// When this node has left, tells enough others before it says so to its operator, who then switches it off.
+async fn tell_of_leaving(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    let mut changes = core.membership.watch();
+    let left = |view: &Arc<View>| view.table.record(&view.me).is_some_and(|record| record.left);
+    let has_left = async { changes.wait_for(left).await.is_ok() };
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => return,
+        has_left = has_left => if !has_left { return },
+    }
+    let mut told = BTreeSet::new();
+    loop {
+        let view = core.membership.view();
+        let members = view.table.members().filter(|record| record.node() != view.me).count();
+        let untold: Vec<NodeId> = view.others_up().filter(|node| !told.contains(node)).collect();
+        for node in untold {
+            if told.len() >= WITNESSES.min(members) {
+                break;
+            }
+            match exchange::with(&core.membership, &core.swim, &core.endpoint, node).await {
+                Ok(()) => _ = told.insert(node),
+                Err(error) => tracing::debug!(with = %node.short(), %error, "not told that this node has left"),
+            }
+        }
+        if told.len() >= WITNESSES.min(members) {
+            core.left.store(true, Ordering::Relaxed);
+            tracing::info!(told = told.len(), "others know that this node has left: it may be switched off");
+            return;
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(TELL_INTERVAL) => {}
         }
     }
 }
@@ -629,6 +726,7 @@ pub fn status_json(status: &wire::StatusReply) -> serde_json::Value {
         "members_up": status.members_up,
         "full": status.full,
         "leaving": status.leaving,
+        "left": status.left,
         "survey_age_ms": (status.survey_age_ms != u64::MAX).then_some(status.survey_age_ms),
         "http": status.http,
         "up": status.up.iter().filter_map(id).collect::<Vec<_>>(),

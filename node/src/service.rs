@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use potluck_proto::blocks::BLOCK_LEN;
 use potluck_proto::cert::{DeviceCert, Rights};
-use potluck_proto::id::NodeId;
+use potluck_proto::id::{NodeId, StripeId};
 use potluck_proto::stripe::DATA_LIMIT;
 use potluck_proto::transport::{Answer, Caller, Role, Service};
 use potluck_proto::wire::{self, Code, reply, request};
@@ -19,9 +19,6 @@ use tokio::time::Instant;
 use crate::membership::exchange;
 use crate::metrics::label::{Call, Direction};
 use crate::node::Core;
-
-/// Memory set aside for a whole shard whose length is not known before it is read: that of 16 MiB in four.
-const WHOLE_SHARD: usize = DATA_LIMIT / 4;
 
 /// Answers calls for one node.
 pub struct NodeService(pub Arc<Core>);
@@ -55,7 +52,7 @@ impl Service for NodeService {
                 let asked = usize::try_from(call.length).unwrap_or(usize::MAX);
                 asked.saturating_add(2 * BLOCK_LEN).min(DATA_LIMIT)
             }
-            request::Kind::GetShard(_) => WHOLE_SHARD,
+            request::Kind::GetShard(call) => whole_shard(&self.0, call),
             _ => 0,
         }
     }
@@ -64,6 +61,18 @@ impl Service for NodeService {
         if let Role::Node(cert) = &caller.role {
             self.0.swim.datagram(cert.node(), data);
         }
+    }
+}
+
+/// Bytes of the longest shard that a call for a whole one may get. The index knows; should it fail, the longest there is.
+fn whole_shard(core: &Core, call: &wire::GetShard) -> usize {
+    let Some(stripe) = StripeId::from_slice(&call.stripe) else { return 0 };
+    match core.store.held(&stripe) {
+        Ok(held) => {
+            let asked = held.iter().filter(|held| call.index.is_none_or(|index| held.index == index as usize));
+            asked.map(|held| held.len as usize).max().unwrap_or(0)
+        }
+        Err(_) => DATA_LIMIT,
     }
 }
 
@@ -146,3 +155,6 @@ fn may_use_vault(caller: &Caller, vault: &Bytes, rights: Rights) -> Result<(), w
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,33 @@ pub const HEAD_LIMIT: usize = 128 << 10;
 /// Most concurrent heads that a replica takes from writers; more means that nobody merges.
 pub const CONCURRENT_LIMIT: usize = 64;
 
+/// Most bytes of concurrent heads that a replica takes from writers.
+pub const CONCURRENT_BYTES: usize = 3 << 19;
+
+/// How much a set of heads may grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetLimit {
+    /// Most heads.
+    pub heads: usize,
+    /// Most bytes of all heads together.
+    pub bytes: usize,
+}
+
+impl SetLimit {
+    /// For what writers bring.
+    pub const WRITTEN: SetLimit = SetLimit { heads: CONCURRENT_LIMIT, bytes: CONCURRENT_BYTES };
+
+    /// For what other replicas bring: each may have taken other heads from writers. What is held then still fits into one
+    /// message, with room for the lists beside it.
+    pub const LEARNED: SetLimit = SetLimit { heads: 2 * CONCURRENT_LIMIT, bytes: 2 * CONCURRENT_BYTES };
+
+    /// None, for a set in memory that nobody else fills.
+    const NONE: SetLimit = SetLimit { heads: usize::MAX, bytes: usize::MAX };
+}
+
+const _: () = assert!(SetLimit::LEARNED.bytes + (1 << 20) <= crate::wire::MESSAGE_LIMIT);
+const _: () = assert!(HEAD_LIMIT <= CONCURRENT_BYTES);
+
 /// How many commits of each device number a state includes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VersionVector(BTreeMap<u64, u64>);
@@ -212,6 +239,8 @@ pub enum Offered {
     Known,
     /// A head that is here dominates it.
     Dominated,
+    /// It is maximal, but the set would grow beyond its limit: nothing was changed.
+    NoRoom,
 }
 
 /// The maximal heads among all that were offered. Heads of equal vectors but different bytes are concurrent.
@@ -221,11 +250,23 @@ pub struct HeadSet(BTreeMap<HeadId, SignedHead>);
 impl HeadSet {
     /// Takes a head in, and drops those that it dominates.
     pub fn offer(&mut self, head: SignedHead) -> Offered {
+        self.offer_within(head, SetLimit::NONE)
+    }
+
+    /// As [`HeadSet::offer`], unless the set would grow beyond `limit`: then the newcomer is refused, and no head that is
+    /// held is dropped for it. A head that makes the set no larger always finds room.
+    pub fn offer_within(&mut self, head: SignedHead, limit: SetLimit) -> Offered {
         if self.0.contains_key(&head.id) {
             return Offered::Known;
         }
         if self.0.values().any(|held| head.vector.compare(&held.vector) == Causality::Before) {
             return Offered::Dominated;
+        }
+        let kept = self.0.values().filter(|held| head.vector.compare(&held.vector) != Causality::After);
+        let (heads, bytes) =
+            kept.fold((1, head.bytes.len()), |(heads, bytes), held| (heads + 1, bytes + held.bytes.len()));
+        if (heads > limit.heads && heads > self.len()) || (bytes > limit.bytes && bytes > self.bytes()) {
+            return Offered::NoRoom;
         }
         self.0.retain(|_, held| head.vector.compare(&held.vector) != Causality::After);
         self.0.insert(head.id, head);
@@ -247,6 +288,12 @@ impl HeadSet {
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Bytes of all heads together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|head| head.bytes.len()).sum()
     }
 
     /// Whether no head is known.

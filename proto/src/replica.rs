@@ -5,7 +5,9 @@
 //!
 //! - It must exchange heads with a quorum of its own list, itself included.
 //! - It must exchange heads with a quorum of each *past* list: of each list that it was in or that ruled before it came,
-//!   and of each past list that an unsettled replica it heard still has to hear.
+//!   and of each past list that more unsettled replicas still have to hear than may lie.
+//! - A past list that fewer name may be made up, or the memory of one honest node: it holds the replica back until a
+//!   quorum of it was heard, or all who are up but as many as may lie. It never makes a vault "behind".
 //! - Only answers of nodes that already hold the same list count. Such a node refuses writes under any other list, so a
 //!   head can no longer be acknowledged under a past list of which a quorum was heard; and one acknowledged before is
 //!   held by some node among that quorum.
@@ -15,9 +17,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::encoding::{DecodeError, Decoder, Encoder};
-use crate::head::{CONCURRENT_LIMIT, HeadSet, Offered, SignedHead};
+use crate::head::{CONCURRENT_BYTES, CONCURRENT_LIMIT, HeadSet, Offered, SetLimit, SignedHead};
 use crate::id::{Digest, NodeId};
-use crate::quorum::head_quorum;
+use crate::quorum::{head_faults, head_quorum};
 
 /// Most past lists a replica keeps; when there are more, the oldest are folded into one answer of "all nodes".
 pub const PAST_LIMIT: usize = 32;
@@ -127,8 +129,8 @@ pub enum RefusedHead {
     /// It names an older sweep than is known here, or a newer one without dominating all that is held.
     #[error("the head does not follow the newest sweep")]
     Sweep,
-    /// Too many concurrent heads.
-    #[error("more than {CONCURRENT_LIMIT} unmerged heads: merge first")]
+    /// Too many concurrent heads, or too many bytes of them. All that were held still are.
+    #[error("more than {CONCURRENT_LIMIT} unmerged heads, or {} KiB of them: merge first", CONCURRENT_BYTES >> 10)]
     Concurrent,
 }
 
@@ -194,15 +196,20 @@ impl Replica {
     }
 
     /// Takes heads in that other replicas hold; true if anything changed. Their signatures are checked already.
-    pub fn learn(&mut self, heads: impl IntoIterator<Item = SignedHead>) -> bool {
-        let mut news = false;
+    ///
+    /// On an error, those that found room were taken in and none that was held was dropped, but others are missing: this
+    /// replica has not heard what it was told, so it must neither count the answer nor settle on it.
+    pub fn learn(&mut self, heads: impl IntoIterator<Item = SignedHead>) -> Result<bool, RefusedHead> {
+        let (mut news, mut refused) = (false, false);
         for head in heads {
             // A replica never forgets a sweep: a head of an older sweep that another still holds is left out.
             if head.sweep >= self.heads.sweep() {
-                news |= self.heads.offer(head) == Offered::New;
+                let offered = self.heads.offer_within(head, SetLimit::LEARNED);
+                news |= offered == Offered::New;
+                refused |= offered == Offered::NoRoom;
             }
         }
-        news
+        if refused { Err(RefusedHead::Concurrent) } else { Ok(news) }
     }
 
     /// Takes a writer's head in; true if it is news. The caller has checked the lists.
@@ -213,52 +220,63 @@ impl Replica {
         if !self.heads.sweep_allows(&head) {
             return Err(RefusedHead::Sweep);
         }
-        let mut heads = self.heads.clone();
-        match heads.offer(head) {
+        match self.heads.offer_within(head, SetLimit::WRITTEN) {
+            Offered::New => Ok(true),
+            Offered::Known => Ok(false),
             Offered::Dominated => Err(RefusedHead::Dominated),
-            _ if heads.len() > CONCURRENT_LIMIT => Err(RefusedHead::Concurrent),
-            _ => {
-                self.heads = heads;
-                Ok(true)
-            }
+            Offered::NoRoom => Err(RefusedHead::Concurrent),
         }
     }
 
-    /// Where settling stands after these answers. `gone` tells who can never answer again (left, lost, evicted);
-    /// `all_heard` that every other live member of the ring was heard.
+    /// Where settling stands after these answers. `gone` tells who can never answer again (left, lost, evicted; not who
+    /// is merely unknown); `unheard` is how many other live members of the ring gave no answer.
     #[must_use]
     pub fn settling(
         &self,
         me: NodeId,
         answers: &BTreeMap<NodeId, Heard>,
         gone: impl Fn(&NodeId) -> bool,
-        all_heard: bool,
+        unheard: usize,
     ) -> Settling {
         let list_id = self.list.id();
         let mut heard: BTreeSet<NodeId> =
             answers.iter().filter(|(_, answer)| answer.list == list_id).map(|(node, _)| *node).collect();
         heard.insert(me);
-        let mut required: BTreeSet<&ReplicaList> = self.past.iter().collect();
-        required.insert(&self.list);
-        for (node, answer) in answers {
-            if heard.contains(node) && !answer.settled {
-                required.extend(answer.past.iter().filter(|past| !past.is_empty()));
-            }
+        let liars = head_faults(self.list.len());
+        // Whether a list certainly ruled: known here, or named by more replicas than may lie.
+        let mut required: BTreeMap<&ReplicaList, bool> = BTreeMap::new();
+        for (list, named_by) in Self::named(&heard, answers) {
+            required.insert(list, named_by.intersection(&self.list.0).count() > liars);
         }
+        required.extend(self.past.iter().chain([&self.list]).map(|list| (list, true)));
         let mut behind = None;
-        for list in required {
+        for (list, certain) in required {
             let count = list.heard(&heard);
-            if count >= list.quorum() {
+            if count >= list.quorum() || (!certain && unheard <= liars) {
                 continue;
             }
             let left = list.members().filter(|node| !gone(node)).count();
-            if left < list.quorum() && count == left && all_heard {
+            if certain && left < list.quorum() && count == left && unheard == 0 {
                 behind = Some(list.clone());
             } else {
                 return Settling::Missing { list: list.clone(), heard: count };
             }
         }
         behind.map_or(Settling::Done, Settling::Behind)
+    }
+
+    /// The past lists that unsettled replicas among `heard` named, and who named them.
+    fn named<'a>(
+        heard: &BTreeSet<NodeId>,
+        answers: &'a BTreeMap<NodeId, Heard>,
+    ) -> BTreeMap<&'a ReplicaList, BTreeSet<NodeId>> {
+        let mut named: BTreeMap<&ReplicaList, BTreeSet<NodeId>> = BTreeMap::new();
+        for (node, answer) in answers.iter().filter(|(node, answer)| heard.contains(*node) && !answer.settled) {
+            for list in answer.past.iter().filter(|past| !past.is_empty()) {
+                named.entry(list).or_default().insert(*node);
+            }
+        }
+        named
     }
 
     /// Records that settling under `list` has ended; nothing happens if the list has changed meanwhile.

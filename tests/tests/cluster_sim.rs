@@ -164,6 +164,30 @@ fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
 }
 
 #[test]
+fn a_node_declared_lost_while_it_was_cut_off_counts_again_without_a_restart() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(5, 5).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let ips: Vec<_> = (0..5).map(|number| cluster.ip(number)).collect();
+        let lost = cluster.id(4);
+        let standing = |cluster: &SimCluster, number: usize| {
+            cluster.node(number).unwrap().core().membership.view().table.standing(&lost)
+        };
+        cluster.network.partition(&ips[..4], &ips[4..]);
+        let down = |cluster: &SimCluster| !cluster.node(0).unwrap().core().membership.view().is_up(&lost);
+        cluster.until("the founder has it for down", seconds(120), down).await.unwrap();
+        cluster.declare_lost(4).await.unwrap();
+        let told = |cluster: &SimCluster| (0..4).all(|number| standing(cluster, number) == Some(Standing::Lost));
+        cluster.until("the others take it for lost", seconds(120), told).await.unwrap();
+        cluster.network.heal();
+        let back = |cluster: &SimCluster| (0..5).all(|number| standing(cluster, number) == Some(Standing::Member));
+        cluster.until("it has revoked its loss", seconds(120), back).await.unwrap();
+        assert_eq!(cluster.node(0).unwrap().core().membership.view().ring.len(), 5);
+    });
+}
+
+#[test]
 fn who_says_goodbye_is_down_for_all_at_once() {
     // Also where a question is answered only when who was asked is gone.
     let far = NetConfig { latency: Duration::from_millis(150), ..NetConfig::homes() };
@@ -187,5 +211,32 @@ fn goodbyes(config: NetConfig) {
         cluster.settled(Duration::ZERO).await.unwrap();
         cluster.start(3).await.unwrap();
         cluster.settled(seconds(30)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_says_that_it_has_left_only_when_others_know() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(5, 5).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let ips: Vec<_> = (0..5).map(|number| cluster.ip(number)).collect();
+        let leaver = cluster.id(4);
+        cluster.network.partition(&ips[..4], &ips[4..]);
+        cluster.node(4).unwrap().core().leave().await.unwrap();
+        let written = |cluster: &SimCluster| {
+            cluster.node(4).unwrap().core().membership.view().table.standing(&leaver) == Some(Standing::Left)
+        };
+        cluster.until("it is empty, and its record says so", seconds(300), written).await.unwrap();
+        assert!(!cluster.node(4).unwrap().core().status().left, "nobody knows of it yet");
+        cluster.network.heal();
+        let left = |cluster: &SimCluster| cluster.node(4).unwrap().core().status().left;
+        cluster.until("it says that it has left", seconds(600), left).await.unwrap();
+        cluster.kill(4).await;
+        let known = (0..4).filter(|number| {
+            let view = cluster.node(*number).unwrap().core().membership.view();
+            view.table.standing(&leaver) == Some(Standing::Left)
+        });
+        assert!(known.count() >= 3);
     });
 }

@@ -150,6 +150,24 @@ impl fmt::Display for Span {
     }
 }
 
+/// A number of bytes to look at, rounded: `17 B`, `1.5 KiB`, `256 MiB`.
+#[must_use]
+pub fn rough(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 999.95 would be printed with four digits.
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let text = if value < 99.95 { format!("{value:.1}") } else { format!("{value:.0}") };
+    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+}
+
 /// A TOML value that stands for a size: an integer is bytes.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a size such as \"500GB\", or a whole number of bytes")]
@@ -214,6 +232,21 @@ mod tests {
         assert!(matches!("1.2.3GB".parse::<ByteSize>(), Err(HumanError::Number(_))));
         assert!(matches!("20000PiB".parse::<ByteSize>(), Err(HumanError::TooLarge(_))));
         assert!(matches!("99999999999999999999B".parse::<ByteSize>(), Err(HumanError::TooLarge(_))));
+    }
+
+    #[test]
+    fn rough_sizes() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1_234_567, "1.2 MiB"),
+            (1023 << 20, "1 GiB"),
+            (500_000_000_000, "466 GiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(rough(bytes), text);
+        }
     }
 
     #[test]

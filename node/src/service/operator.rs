@@ -15,13 +15,21 @@ use potluck_proto::wire::{self, Code, admin, reply, request};
 use rand::Rng;
 
 use crate::identity;
+use crate::join::why;
 use crate::node::Core;
+use crate::store::StoreError;
 
 /// How long a member waits for the inviter to which it forwards.
 const FORWARD_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Longest life of an invite.
 const VALID_LIMIT_S: u64 = 366 * 86_400;
+
+/// Most stripes looked at when a node begins to leave, so that its operator has an answer in seconds.
+const LEAVE_SCAN: usize = 100_000;
+
+/// Stripes looked at in one go.
+const LEAVE_PAGE: usize = 1024;
 
 fn foreign(cluster: ClusterId) -> wire::Error {
     let message = format!("this node belongs to cluster {}, the token to another", cluster.short());
@@ -98,7 +106,8 @@ async fn forward(core: &Core, inviter: NodeId, call: wire::Redeem) -> Result<wir
         Ok(_) => Err(wire::Error::new(Code::Internal, "the inviter gave another answer")),
         Err(potluck_proto::transport::CallError::Refused(error)) => Err(error),
         Err(error) => {
-            let message = format!("the node that made this invite is not reachable now ({error}): try again later");
+            let message =
+                format!("the node that made this invite is not reachable now ({}): try again later", why(&error));
             Err(wire::Error::new(Code::Overloaded, message))
         }
     }
@@ -129,12 +138,9 @@ pub(super) async fn admin(
     }
     match call.kind {
         Some(admin::Kind::Invite(invite)) => make_invite(core, invite).await,
-        Some(admin::Kind::Leave(_)) => {
-            core.leave().await.map_err(|error| wire::Error::new(Code::Internal, error.to_string()))?;
-            Ok(wire::AdminReply { text: "leaving".into(), ..Default::default() })
-        }
-        Some(admin::Kind::Lost(state)) => declare(core, &state, true),
-        Some(admin::Kind::Evict(state)) => declare(core, &state, false),
+        Some(admin::Kind::Leave(_)) => leave(core).await,
+        Some(admin::Kind::Lost(state)) => declare(core, &state, true).await,
+        Some(admin::Kind::Evict(state)) => declare(core, &state, false).await,
         None => Err(wire::Error::new(Code::BadRequest, "an operator's call that this version does not know")),
     }
 }
@@ -169,7 +175,45 @@ async fn make_invite(core: &Arc<Core>, invite: admin::Invite) -> Result<wire::Ad
     }
 }
 
-fn declare(core: &Core, state: &admin::State, lost: bool) -> Result<wire::AdminReply, wire::Error> {
+/// Puts this node on its way out. The answer's text says what will keep it from becoming empty, if anything will.
+async fn leave(core: &Arc<Core>) -> Result<wire::AdminReply, wire::Error> {
+    core.leave().await.map_err(|error| {
+        let message = format!("this node cannot write to its disk that it is leaving, so it stays ({error})");
+        wire::Error::new(Code::Internal, message)
+    })?;
+    let shared = core.clone();
+    let text = match core.executor.run(move || too_wide(&shared)).await {
+        Ok(Ok(text)) => text.unwrap_or_default(),
+        Ok(Err(error)) => format!("whether all shards find another place cannot be told: {error}"),
+        Err(error) => format!("whether all shards find another place cannot be told: {error}"),
+    };
+    Ok(wire::AdminReply { text, ..Default::default() })
+}
+
+/// What is to be said of the stripes here that have more shards than there are nodes left to hold them; `None` if there
+/// are none among the first [`LEAVE_SCAN`].
+fn too_wide(core: &Core) -> Result<Option<String>, StoreError> {
+    let left = core.membership.view().ring.len();
+    let (mut after, mut seen, mut wide, mut widest) = (None, 0, 0_usize, 0);
+    while seen < LEAVE_SCAN {
+        let page = core.store.stripes(after, LEAVE_PAGE)?;
+        let Some(last) = page.last() else { break };
+        (after, seen) = (Some(*last), seen + page.len());
+        for stripe in &page {
+            let n = core.store.held(stripe)?.first().map_or(0, |held| held.scheme.n());
+            wide += usize::from(n > left);
+            widest = widest.max(n);
+        }
+    }
+    Ok((wide > 0).then(|| {
+        format!(
+            "Without this node {left} remain, but {wide} of the stripes here are spread over as many as {widest} nodes: \
+             some of their shards have no other place, and this node cannot become empty before enough other nodes join"
+        )
+    }))
+}
+
+async fn declare(core: &Arc<Core>, state: &admin::State, lost: bool) -> Result<wire::AdminReply, wire::Error> {
     let node: NodeId = wire::id("node", &state.node)?;
     let view = core.membership.view();
     let Some(standing) = view.table.standing(&node) else {
@@ -194,9 +238,12 @@ fn declare(core: &Core, state: &admin::State, lost: bool) -> Result<wire::AdminR
         Verdict::Evicted
     };
     core.membership.state(Statement::issue(cluster_key(core)?, node, verdict, (core.clock)()));
-    if let Err(error) = core.membership.persist() {
+    let shared = core.clone();
+    let written = core.executor.run(move || shared.membership.persist()).await;
+    if let Err(error) = written.map_err(std::io::Error::other).and_then(|written| written) {
         tracing::error!(%error, "the member table cannot be written to disk");
-        return Err(wire::Error::new(Code::Internal, "the statement was made, but this node cannot write to its disk"));
+        let message = format!("the statement was made and is being told, but not kept on this node's disk: {error}");
+        return Err(wire::Error::new(Code::Internal, message));
     }
     Ok(wire::AdminReply { text: if lost { "lost".into() } else { "evicted".into() }, ..Default::default() })
 }

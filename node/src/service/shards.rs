@@ -88,6 +88,18 @@ fn check_owner(core: &Core, header: &SignedHeader, writer: Option<VaultId>) -> R
     }
 }
 
+/// Whether a stripe that is held here is none of the caller's business: a device asks for those of its own vault, a node
+/// for any. What is foreign is answered for as if it were not here.
+fn foreign(core: &Core, stripe: &StripeId, asks: Option<VaultId>) -> Result<bool, wire::Error> {
+    let Some(vault) = asks else { return Ok(false) };
+    match core.store.header(stripe) {
+        Ok(header) => Ok(header.vault != vault),
+        // Whose it is can no longer be read: of no use to anybody but those who repair.
+        Err(StoreError::NotFound | StoreError::Corrupt(_)) => Ok(true),
+        Err(error) => Err(refuse(error)),
+    }
+}
+
 pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard) -> Result<Answer, wire::Error> {
     let reader = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
@@ -99,10 +111,8 @@ pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard)
             None => held.iter().min_by_key(live_first),
         };
         let wanted = wanted.ok_or_else(|| refuse(StoreError::NotFound))?;
-        if let Some(vault) = reader
-            && core.store.header(&stripe).map_err(refuse)?.vault != vault
-        {
-            return Err(wire::Error::new(Code::Forbidden, "the stripe belongs to another vault"));
+        if foreign(core, &stripe, reader)? {
+            return Err(refuse(StoreError::NotFound));
         }
         let end = match call.length {
             0 => u64::from(wanted.len),
@@ -134,7 +144,7 @@ pub(super) async fn have(
     caller: &Caller,
     call: wire::HaveShards,
 ) -> Result<wire::HaveShardsReply, wire::Error> {
-    device_of(caller, Rights::READ)?;
+    let asks = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
     if call.stripes.len() > wire::HAVE_LIMIT {
         return Err(wire::Error::new(Code::BadRequest, format!("more than {} stripes", wire::HAVE_LIMIT)));
     }
@@ -142,7 +152,10 @@ pub(super) async fn have(
     work(core, move |core| {
         let view = core.membership.view();
         let holding = |stripe: &StripeId| {
-            let held = core.store.held(stripe).map_err(refuse)?;
+            let mut held = core.store.held(stripe).map_err(refuse)?;
+            if !held.is_empty() && foreign(core, stripe, asks)? {
+                held.clear();
+            }
             let of = |live: bool| held.iter().filter(move |held| (held.state == ShardState::Live) == live);
             let home = held.first().is_some_and(|held| {
                 view.ring.walk_stripe(stripe, held.scheme).iter().take(held.scheme.n()).any(|node| node == view.me)
@@ -165,16 +178,21 @@ pub(super) async fn check(
     caller: &Caller,
     call: wire::CheckShard,
 ) -> Result<wire::CheckShardReply, wire::Error> {
-    device_of(caller, Rights::READ)?;
+    let asks = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
     let key = ShardKey { stripe, index: call.index as usize };
-    work(core, move |core| match core.store.verify(key) {
-        Ok(_) => Ok(wire::CheckShardReply { sound: true }),
-        Err(error) if error.lost() => {
-            core.found_corrupt(stripe, FoundBy::Audit);
-            Ok(wire::CheckShardReply { sound: false })
+    work(core, move |core| {
+        if foreign(core, &stripe, asks)? {
+            return Err(refuse(StoreError::NotFound));
         }
-        Err(error) => Err(refuse(error)),
+        match core.store.verify(key) {
+            Ok(_) => Ok(wire::CheckShardReply { sound: true }),
+            Err(error) if error.lost() => {
+                core.found_corrupt(stripe, FoundBy::Audit);
+                Ok(wire::CheckShardReply { sound: false })
+            }
+            Err(error) => Err(refuse(error)),
+        }
     })
     .await
 }
@@ -184,10 +202,10 @@ pub(super) async fn alert(
     caller: &Caller,
     call: wire::Alert,
 ) -> Result<wire::AlertReply, wire::Error> {
-    device_of(caller, Rights::READ)?;
+    let asks = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
     work(core, move |core| {
-        if !core.store.held(&stripe).map_err(refuse)?.is_empty() {
+        if !core.store.held(&stripe).map_err(refuse)?.is_empty() && !foreign(core, &stripe, asks)? {
             core.alerts.add(stripe);
         }
         Ok(wire::AlertReply {})
