@@ -163,7 +163,10 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
         NodeCommand::Leave(args) => leave::leave(args).await,
         NodeCommand::Evict(args) => {
             let (node, text) = declare(&args, true).await?;
-            println!("{} is {text}. What it holds is still read for repair; it gets nothing new.", node.short());
+            println!(
+                "{} is {text}. Nothing is asked of it any more: what it held is rebuilt from the other shards.",
+                node.short()
+            );
             Ok(ExitCode::SUCCESS)
         }
         NodeCommand::Lost(args) => {

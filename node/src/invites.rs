@@ -186,4 +186,21 @@ mod tests {
         let unknown = invites.redeem(&[8; SECRET_LEN], InviteKind::Node, PublicKey([1; 32]), 99, |_| vec![]);
         assert_eq!(code(unknown), Code::InviteUnknown);
     }
+
+    /// The layout of FORMAT.md, "Invites", written here byte by byte.
+    #[test]
+    fn the_file_is_as_documented() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("invites");
+        let invites = Invites::open(folder.path()).unwrap();
+        invites.add(&[1; SECRET_LEN], InviteKind::Node, "attic", 7, 99, 0).unwrap();
+        invites.add(&[2; SECRET_LEN], InviteKind::Vault, "", 0, 100, 0).unwrap();
+        let key = PublicKey([3; 32]);
+        invites.redeem(&[2; SECRET_LEN], InviteKind::Vault, key, 5, |_| b"cert".to_vec()).unwrap();
+        let hash = |byte: u8| *blake3::hash(&[byte; SECRET_LEN]).as_bytes();
+        let first = [&hash(1)[..], &[0, 5], b"attic", &7u64.to_le_bytes(), &99u64.to_le_bytes(), &[0]].concat();
+        let second =
+            [&hash(2)[..], &[1, 0], &0u64.to_le_bytes(), &100u64.to_le_bytes(), &[1], &key.0, &[4], b"cert"].concat();
+        assert_eq!(std::fs::read(path).unwrap(), [&[1, 0, 2][..], &first, &second].concat());
+    }
 }

@@ -48,3 +48,30 @@ impl From<DecodeError> for Error {
         Self::new(Code::BadRequest, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{CheckShard, Holding};
+    use prost::Message;
+
+    #[test]
+    fn fields_that_are_not_known_are_passed_over() {
+        let holding = Holding { live: vec![1, 7], trash: vec![3], condemned: false, home: true, complete: true };
+        let known = holding.encode_to_vec();
+        assert_eq!(Holding::decode(&known[..]).as_ref(), Ok(&holding));
+        // From a newer program: a number, a string, and eight and four bytes under numbers that are not in use here.
+        for unknown in [
+            &[0xa0, 0x06, 0x05][..],
+            &[0xa2, 0x06, 0x02, b'h', b'i'],
+            &[0xa1, 6, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0xa5, 6, 1, 2, 3, 4],
+        ] {
+            for newer in [[unknown, &known].concat(), [&known, unknown].concat()] {
+                assert_eq!(Holding::decode(&newer[..]).as_ref(), Ok(&holding));
+            }
+        }
+        // From an older one: what is missing has its neutral value.
+        assert_eq!(Holding::decode(&[][..]), Ok(Holding::default()));
+        assert!(CheckShard::decode(&[0x0a, 0x20, 1][..]).is_err(), "cut short");
+    }
+}

@@ -243,3 +243,20 @@ fn the_next_holder_acts_when_the_first_of_the_walk_is_dead_though_it_has_just_st
         writer.read_all().await.unwrap();
     });
 }
+
+#[test]
+fn what_is_only_in_trash_is_brought_back_and_not_deleted() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (cluster, writer) = stored(network, 10).await;
+        // As if all who took over had been lost at once, after the trash time.
+        for stripe in writer.put.keys() {
+            for number in 0..cluster.len() {
+                for held in cluster.store(number).held(stripe).unwrap() {
+                    cluster.store(number).trash(ShardKey { stripe: *stripe, index: held.index }, 0).unwrap();
+                }
+            }
+        }
+        all_whole(&cluster, &writer, seconds(600)).await;
+        writer.read_all().await.unwrap();
+    });
+}

@@ -225,3 +225,26 @@ fn stored_form_round_trips() {
         assert!(Replica::decode(&bytes[..cut]).is_err());
     }
 }
+
+/// The layout of the node's FORMAT.md, "Replicas", written here byte by byte.
+#[test]
+fn the_stored_form_is_as_documented() {
+    let (old, new) = (list([1, 2]), list([2, 3]));
+    let mut replica = entrant(&new, &old);
+    replica.write(head(5)).unwrap();
+    let head = head(5);
+    let mut expected = vec![1, 0, 0b00, 2, 2];
+    for number in [2, 3] {
+        expected.extend_from_slice(&[number; 32]);
+    }
+    expected.push(2);
+    for number in [1, 2] {
+        expected.extend_from_slice(&[number; 32]);
+    }
+    expected.push(1);
+    let mut length = Encoder::new();
+    length.varint(head.bytes().len() as u64);
+    expected.extend_from_slice(length.as_slice());
+    expected.extend_from_slice(head.bytes());
+    assert_eq!(replica.encode(), expected);
+}

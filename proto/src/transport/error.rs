@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::id::NodeId;
 use crate::key::PublicKey;
 use crate::wire;
 
@@ -29,7 +30,7 @@ pub enum BindError {
 pub enum CallError {
     /// No connection could be made before the deadline, or the last attempt failed a moment ago (back-off), or the
     /// other side has gone silent. The request was not served, as far as can be known.
-    #[error("{peer:?} cannot be reached: {reason}")]
+    #[error("{} cannot be reached: {reason}", NodeId(peer.0).short())]
     Unreachable {
         /// Whom.
         peer: PublicKey,
@@ -46,7 +47,7 @@ pub enum CallError {
     #[error("the other side is not accepted: {}", .0.message)]
     Unaccepted(wire::Error),
     /// Someone else answers at the peer's addresses.
-    #[error("another key answers at the address of {expected:?}")]
+    #[error("another key answers at the address of {}", NodeId(expected.0).short())]
     WrongPeer {
         /// Whom it should have been.
         expected: PublicKey,

@@ -28,6 +28,10 @@ pub(super) enum Fault {
     None,
     /// Shards are sent with one bit changed.
     WrongBytes,
+    /// A sound shard of the stripe is sent, but one that was not asked for, under the number of the one that was.
+    AnotherIndex,
+    /// A sound shard of another stripe is sent, with that stripe's header.
+    AnotherStripe,
     /// Nothing about shards or heads is ever answered.
     Silent,
     /// Every shard is denied.
@@ -121,6 +125,18 @@ impl Fake {
         if state.fault == Fault::WrongBytes {
             payload[7] ^= 1;
         }
+        let other = state.shards.iter().find(|((held, other), _)| match state.fault {
+            Fault::AnotherIndex => *held == stripe && other != index,
+            Fault::AnotherStripe => *held != stripe,
+            _ => false,
+        });
+        let (header, shard) = match other {
+            Some((_, (header, shard))) => {
+                payload = shard[range.start as usize..range.end as usize].to_vec();
+                (header, shard)
+            }
+            None => (header, shard),
+        };
         let chaining_values = Bytes::copy_from_slice(chaining_values(shard).as_bytes());
         let header = header.bytes().clone();
         let reply = wire::GetShardReply { header, index: *index as u32, offset: range.start, chaining_values };

@@ -35,6 +35,20 @@ async fn a_full_and_a_dead_home_are_replaced_by_the_next_of_the_walk() {
 }
 
 #[tokio::test]
+async fn a_home_that_never_answers_is_replaced_within_its_deadline() {
+    let world = World::new(6);
+    let client = world.client().await;
+    let (header, shards, data) = world.stripe("2+2", 100_000, 0);
+    let homes = world.homes(&header);
+    world.set(homes[1], Fault::Silent);
+    let put = client.put_stripe(&header, shards, 0);
+    let placed = tokio::time::timeout(std::time::Duration::from_secs(30), put).await.unwrap().unwrap();
+    assert_eq!((placed.nodes.len(), placed.losses_survived, placed.degraded), (4, 2, false));
+    assert!(placed.nodes.iter().all(|(_, node)| *node != homes[1]));
+    assert_eq!(world.client().await.read_whole(header.id()).await.unwrap(), data);
+}
+
+#[tokio::test]
 async fn with_fewer_than_n_up_a_put_is_degraded_and_says_what_it_survives() {
     let world = World::new(4);
     let (header, shards, data) = world.stripe("2+2", 100_000, 0);

@@ -60,6 +60,26 @@ async fn wrong_bytes_are_never_returned_and_their_holder_is_told() {
 }
 
 #[tokio::test]
+async fn a_sound_shard_that_is_not_the_one_asked_for_is_never_returned() {
+    for fault in [Fault::AnotherIndex, Fault::AnotherStripe] {
+        let world = World::new(6);
+        let (header, data) = stored(&world, "2+2").await;
+        let homes = world.homes(&header);
+        let (other, shards, _) = world.stripe("2+2", LEN, 1);
+        // Each home of a data shard has another shard of the stripe, and one of another stripe, to give instead.
+        let sibling = world.nodes[&homes[2]].1.state().shards[&(header.id(), 2)].clone();
+        for bad in [0, 1] {
+            let mut state = world.nodes[&homes[bad]].1.state();
+            state.shards.insert((header.id(), 2), sibling.clone());
+            state.shards.insert((other.id(), bad), (other.clone(), shards[bad].clone()));
+            drop(state);
+            world.set(homes[bad], fault);
+            reads_everything(&world.client().await, &header, &data).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn silent_and_denying_holders_are_gone_round() {
     let world = World::new(6);
     let (header, data) = stored(&world, "2+2").await;

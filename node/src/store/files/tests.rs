@@ -312,3 +312,35 @@ fn damaged_files_are_kept_up_to_a_limit() {
     assert_eq!(list(&folder.path().join("damaged")).unwrap().len(), 1);
     assert_eq!(store.usage().damaged, DAMAGED_LIMIT * 2 / 3);
 }
+
+/// The layout of FORMAT.md, "Shard files", read here byte by byte.
+#[test]
+fn a_shard_file_is_as_documented() {
+    for data_len in [1_000, 400_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let stripe = stripe(24, data_len);
+        let store = open(folder.path(), CAPACITY);
+        let (shard, tree) = (&stripe.1[2], chaining_values(&stripe.1[2]));
+        store.put(&stripe.0, 2, shard, &tree, 0x0102_0304_0506_0708).unwrap();
+        let id = stripe.0.id().to_string();
+        let path = folder.path().join("shards").join(&id[..2]).join(format!("{id}-002.new"));
+        let bytes = fs::read(path).unwrap();
+        let (header, chaining) = (stripe.0.bytes(), tree.as_bytes());
+        let lengths = [shard.len(), header.len(), chaining.len()].map(|len| (len as u32).to_le_bytes()).concat();
+        let mut expected =
+            [&b"potshard"[..], &[1, 0], &[2], &[8, 7, 6, 5, 4, 3, 2, 1], &lengths, header, chaining].concat();
+        let checksum = blake3::hash(&expected);
+        expected.extend_from_slice(checksum.as_bytes());
+        if shard.len() >= 65_536 {
+            expected.resize(expected.len().next_multiple_of(4096), 0);
+        }
+        expected.extend_from_slice(shard);
+        assert!(bytes == expected, "shards of {} bytes", shard.len());
+        // What changes is in the name.
+        let key = ShardKey { stripe: stripe.0.id(), index: 2 };
+        store.set_complete(key).unwrap();
+        assert!(folder.path().join("shards").join(&id[..2]).join(format!("{id}-002.complete")).exists());
+        store.trash(key, 77).unwrap();
+        assert!(folder.path().join("trash").join(&id[..2]).join(format!("{id}-002.complete.77")).exists());
+    }
+}
