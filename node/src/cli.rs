@@ -1,5 +1,6 @@
 //! The node's command line, for the binary `potluck-node` and for `potluck node`: thin layers over the library.
 
+mod key;
 mod leave;
 mod which;
 
@@ -50,6 +51,15 @@ pub enum NodeCommand {
     Evict(StateArgs),
     /// Declare a node gone with all that it held (on the founding node)
     Lost(StateArgs),
+    /// Make this node, which must be stopped, one that invites: it is given the cluster's key from its 24 words
+    RestoreKey(RestoreArgs),
+}
+
+/// Options of `restore-key`. The words come from standard input: an argument would be seen by all users of the machine.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    own: Own,
 }
 
 /// Options of `init` and `join`.
@@ -161,6 +171,7 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
         NodeCommand::Run(args) => run_node(args.load()?).await,
         NodeCommand::Status(args) => status(args).await,
         NodeCommand::Leave(args) => leave::leave(args).await,
+        NodeCommand::RestoreKey(args) => key::restore(&args.own.data),
         NodeCommand::Evict(args) => {
             let (node, text) = declare(&args, true).await?;
             println!(
@@ -200,16 +211,12 @@ async fn init(start: Start) -> anyhow::Result<ExitCode> {
     let config = start.config.load()?;
     let (cluster_key, cert) = identity::found(&config.data, config.zone.as_deref(), system_clock()(), &mut rng()?)?;
     keep_settings(&config, &start.config.settings)?;
-    let words = bip39::Mnemonic::from_entropy(&*cluster_key.seed()).context("the cluster key cannot be shown")?;
     println!("Cluster {} is founded.\n", cert.cluster());
     println!(
-        "These 24 words are its key. Whoever has them admits nodes and vaults. Write them down; they are not shown again:\n"
+        "These 24 words are its key. Whoever has them admits nodes and vaults. Write them down: they are not shown again,\n\
+         and with them 'potluck node restore-key' lets another node invite should this one be lost.\n"
     );
-    let words: Vec<&str> = words.words().collect();
-    for (row, line) in words.chunks(6).enumerate() {
-        let numbered = line.iter().enumerate().map(|(column, word)| format!("{:>2} {word:<10}", row * 6 + column + 1));
-        println!("  {}", numbered.collect::<Vec<_>>().join(" ").trim_end());
-    }
+    key::show(&cluster_key)?;
     println!("\nThis node is {} in zone {:?}.", cert.node().short(), cert.zone());
     if start.run {
         return run_node(config).await;

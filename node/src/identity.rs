@@ -59,6 +59,9 @@ pub enum IdentityError {
         /// What the system said.
         source: io::Error,
     },
+    /// A cluster key that is not that of the node's cluster.
+    #[error("these are the words of another cluster than this node's, {}", .0.short())]
+    OtherCluster(ClusterId),
 }
 
 /// Keeps a second process out of a data folder while it lives.
@@ -175,6 +178,17 @@ pub fn found(
     let cert = MemberCert::issue(&cluster_key, node, &zone, 0, now_ms);
     admit(folder, &cert)?;
     Ok((cluster_key, cert))
+}
+
+/// Gives a stopped node the cluster's key, so that it invites. The node must be a member of that very cluster.
+pub fn restore_cluster_key(folder: &Path, seed: &[u8; 32]) -> Result<MemberCert, IdentityError> {
+    let (identity, _lock) = Identity::open(folder)?;
+    let key = SecretKey::from_seed(seed);
+    if ClusterId::from(key.public()) != identity.cert.cluster() {
+        return Err(IdentityError::OtherCluster(identity.cert.cluster()));
+    }
+    write(&folder.join(CLUSTER_KEY), seed)?;
+    Ok(identity.cert)
 }
 
 /// The zone of a node whose operator named none: one of its own.
