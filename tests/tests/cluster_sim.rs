@@ -164,7 +164,7 @@ fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
 }
 
 #[test]
-fn who_says_goodbye_is_down_for_all_at_once() {
+fn who_says_goodbye_is_soon_down_for_all() {
     // Also where a question is answered only when who was asked is gone.
     let far = NetConfig { latency: Duration::from_millis(150), ..NetConfig::homes() };
     for config in [NetConfig::homes(), far] {
@@ -179,8 +179,9 @@ fn goodbyes(config: NetConfig) {
         cluster.settled(seconds(60)).await.unwrap();
         for number in [11, 3, 7] {
             let stopped = cluster.stop(number);
-            tokio::time::timeout(seconds(3), stopped).await.unwrap();
-            cluster.settled(seconds(1)).await.unwrap();
+            tokio::time::timeout(seconds(15), stopped).await.unwrap();
+            // At once for those who heard it; the others hear of it, and their probe fails.
+            cluster.settled(seconds(4)).await.unwrap();
         }
         // It is not taken back on hearsay, and comes back when it does.
         tokio::time::sleep(seconds(120)).await;

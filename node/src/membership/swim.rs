@@ -9,8 +9,8 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, Timer};
+use bytes::{Buf, Bytes};
+use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, State, Timer};
 use potluck_proto::id::NodeId;
 use potluck_proto::transport::Endpoint;
 use potluck_proto::wire;
@@ -40,9 +40,9 @@ const ANNOUNCES: usize = 8;
 /// Most nodes that are told directly when this one stops; gossip tells the others.
 const GOODBYES: usize = 64;
 
-/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, and one
-/// that was not yet sent is lost with its connection.
-const GOODBYE_PAUSE: Duration = Duration::from_millis(100);
+/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, one that was
+/// not yet sent is lost with its connection, and to some a connection must be made first.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(400);
 
 /// Most confirming probes at once.
 const PROBES: usize = 16;
@@ -258,7 +258,9 @@ impl Swim {
                         if let Err(error) = self.foca.handle_data(&data, &mut self.effects) {
                             tracing::debug!(%error, from = %from.short(), "a gossip datagram was refused");
                         }
-                        self.take_goodbye(from);
+                        if let Some(life) = goodbye(&data) {
+                            self.take_goodbye(life);
+                        }
                     }
                     _ => tracing::debug!(from = %from.short(), "a gossip datagram in another's name, or damaged"),
                 }
@@ -286,8 +288,14 @@ impl Swim {
         }
     }
 
-    /// A node that says itself that it is going is believed without a probe.
-    fn take_goodbye(&mut self, from: NodeId) {
+    /// A node that says itself that it is going is believed without a probe, also where foca does not listen, since the
+    /// other knew this node by a life that is over.
+    fn take_goodbye(&mut self, life: Life) {
+        let from = NodeId(life.node);
+        if let Err(error) = self.foca.apply_many(std::iter::once(Member::down(life)), true, &mut self.effects) {
+            tracing::debug!(%error, from = %from.short(), "a goodbye was refused");
+        }
+        // Not so if it is of a life that is over.
         if !self.effects.down.contains(&from) {
             return;
         }
@@ -371,6 +379,15 @@ impl Swim {
     fn doubted(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
         self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The life that the sender of a gossip datagram says is over, if that is its own.
+fn goodbye(mut data: &[u8]) -> Option<Life> {
+    let header: foca::Header<Life> = PostcardCodec.decode_header(&mut data).ok()?;
+    let count = data.try_get_u16().ok()?;
+    let mut members = (0..count).map_while(|_| -> Option<Member<Life>> { PostcardCodec.decode_member(&mut data).ok() });
+    let own = |member: &Member<Life>| member.id().node == header.src.node && member.state() == State::Down;
+    members.find(own).map(|member| *member.id())
 }
 
 /// Whether SWIM still has a probed node for gone; one that does not answer is no longer in doubt but down.
