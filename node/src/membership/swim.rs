@@ -9,10 +9,10 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, State, Timer};
 use potluck_proto::id::NodeId;
-use potluck_proto::transport::Endpoint;
+use potluck_proto::transport::{Endpoint, Peer};
 use potluck_proto::wire;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -37,12 +37,15 @@ const DOUBT_INTERVAL: Duration = Duration::from_secs(5);
 /// Most nodes that are spoken to directly when others say that they are up: their answers tell of all others.
 const ANNOUNCES: usize = 8;
 
-/// Most nodes that are told directly when this one stops; gossip tells the others.
-const GOODBYES: usize = 64;
+/// Most nodes that are told directly when this one stops, those first to which there is a connection; they tell the others.
+const GOODBYES: usize = 256;
 
-/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, one that was
-/// not yet sent is lost with its connection, and to some a connection must be made first.
-const GOODBYE_PAUSE: Duration = Duration::from_millis(400);
+/// How long a goodbye may take to those to whom a connection must be made first: four long ways there and back.
+const GOODBYE_DEADLINE: Duration = Duration::from_millis(1200);
+
+/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, and one that
+/// was not yet sent is lost with its connection.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Most confirming probes at once.
 const PROBES: usize = 16;
@@ -235,18 +238,17 @@ impl Swim {
     /// Tells the others that this node is going. From now on it also refuses their probes: see [`SwimHandle::has_ended`].
     async fn say_goodbye(&mut self) {
         self.input.close();
-        // foca tells as many as it would ask to probe for it.
-        let told = std::num::NonZeroUsize::new(GOODBYES).unwrap_or(std::num::NonZeroUsize::MIN);
-        let config = foca::Config { num_indirect_probes: told, ..config(self.size) };
-        if let Err(error) = self.foca.set_config(config).and_then(|()| self.foca.leave_cluster(&mut self.effects)) {
-            tracing::debug!(%error, "no goodbye");
+        let view = self.membership.view();
+        let mut told: Vec<Peer> = view.others_up().filter_map(|node| view.peer(&node)).collect();
+        told.sort_by_key(|peer| self.endpoint.mtu(peer.key).is_none());
+        told.truncate(GOODBYES);
+        let Some(goodbye) = write_goodbye(*self.foca.identity()) else { return };
+        for _ in 0..2 {
+            let sent = told.iter().map(|peer| self.endpoint.send_last_datagram(peer, goodbye.clone()));
+            // Who cannot be reached in this time hears of it from others.
+            let _ = tokio::time::timeout(GOODBYE_DEADLINE, futures_util::future::join_all(sent)).await;
+            tokio::time::sleep(GOODBYE_PAUSE).await;
         }
-        let goodbyes = self.effects.send.clone();
-        self.carry_out();
-        tokio::time::sleep(GOODBYE_PAUSE).await;
-        self.effects.send = goodbyes;
-        self.carry_out();
-        tokio::time::sleep(GOODBYE_PAUSE).await;
     }
 
     fn take(&mut self, input: Input) {
@@ -258,7 +260,7 @@ impl Swim {
                         if let Err(error) = self.foca.handle_data(&data, &mut self.effects) {
                             tracing::debug!(%error, from = %from.short(), "a gossip datagram was refused");
                         }
-                        if let Some(life) = goodbye(&data) {
+                        if let Some(life) = read_goodbye(&data) {
                             self.take_goodbye(life);
                         }
                     }
@@ -295,8 +297,8 @@ impl Swim {
         if let Err(error) = self.foca.apply_many(std::iter::once(Member::down(life)), true, &mut self.effects) {
             tracing::debug!(%error, from = %from.short(), "a goodbye was refused");
         }
-        // Not so if it is of a life that is over.
-        if !self.effects.down.contains(&from) {
+        // Not so if it is of a life that is over. It may also be known already, from others, and a probe be under way.
+        if !self.foca.iter_membership_state().any(|member| *member.id() == life && member.state() == State::Down) {
             return;
         }
         self.effects.down.retain(|node| *node != from);
@@ -381,8 +383,19 @@ impl Swim {
     }
 }
 
+/// The datagram by which a node says that its life is over. It is the same for all: foca's own goodbye speaks to the lives
+/// that others are known by, which may be over, and says what it has to say only so many times.
+fn write_goodbye(life: Life) -> Option<Bytes> {
+    let header = foca::Header { src: life, src_incarnation: 0, dst: life, message: foca::Message::Gossip };
+    let mut data = Vec::new();
+    PostcardCodec.encode_header(&header, &mut data).ok()?;
+    data.put_u16(1);
+    PostcardCodec.encode_member(&Member::down(life), &mut data).ok()?;
+    Some(data.into())
+}
+
 /// The life that the sender of a gossip datagram says is over, if that is its own.
-fn goodbye(mut data: &[u8]) -> Option<Life> {
+fn read_goodbye(mut data: &[u8]) -> Option<Life> {
     let header: foca::Header<Life> = PostcardCodec.decode_header(&mut data).ok()?;
     let count = data.try_get_u16().ok()?;
     let mut members = (0..count).map_while(|_| -> Option<Member<Life>> { PostcardCodec.decode_member(&mut data).ok() });
@@ -397,7 +410,7 @@ fn in_doubt(doubted: &Mutex<BTreeSet<NodeId>>, node: NodeId, answers: bool) -> b
 }
 
 /// Whether a node answers a small call.
-pub(crate) async fn reaches(endpoint: &Endpoint, peer: &potluck_proto::transport::Peer) -> bool {
+pub(crate) async fn reaches(endpoint: &Endpoint, peer: &Peer) -> bool {
     let probe = wire::request::Kind::Members(wire::Members { digest: Bytes::new(), table: None });
     endpoint.call(peer, probe, Vec::new(), PROBE_DEADLINE).await.is_ok()
 }
