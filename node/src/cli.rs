@@ -341,6 +341,10 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
             format!("{} shards found damaged and set aside: look at this node's disk", status.corrupt_shards),
         );
     }
+    if !status.key_also_at.is_empty() {
+        let there = status.key_also_at.join(", ");
+        row("KEY IN USE", format!("at {there} too: two machines must not run copies of one data folder"));
+    }
     if status.leaving {
         row("leaving", format!("{} shards still here", status.shards));
     }

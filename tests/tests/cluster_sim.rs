@@ -1,9 +1,10 @@
 //! Whole clusters on the simulated network: joining, noticing, partitions, restarts.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use potluck_node::node::Node;
+use potluck_node::node::{Core, Node};
 use potluck_proto::id::Digest;
 use potluck_proto::member::Standing;
 use potluck_tests::cluster::{SimCluster, quick};
@@ -189,5 +190,79 @@ fn goodbyes(config: NetConfig) {
         cluster.settled(Duration::ZERO).await.unwrap();
         cluster.start(3).await.unwrap();
         cluster.settled(seconds(30)).await.unwrap();
+    });
+}
+
+/// How many gossip datagrams the running nodes send in a minute from now.
+async fn gossip(cluster: &SimCluster) -> u64 {
+    let sent = || cluster.running().map(|node| node.core().endpoint.stats().datagrams_out).sum::<u64>();
+    let before = sent();
+    tokio::time::sleep(seconds(60)).await;
+    sent() - before
+}
+
+#[test]
+fn two_with_one_key_are_noticed_and_all_is_quiet_once_one_stops() {
+    for orderly in [true, false] {
+        sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+            let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+            cluster.grow(6, 6).await.unwrap();
+            cluster.settled(seconds(60)).await.unwrap();
+            tokio::time::sleep(seconds(120)).await;
+            let usual = gossip(&cluster).await;
+
+            let folder = cluster.copy_folder(3).unwrap();
+            let copy = cluster.start_copy(folder).await.unwrap();
+            let here = cluster.node(3).unwrap().core().clone();
+            let noticed = |_: &SimCluster| {
+                let at = |core: &Core| core.membership.made().unwrap().addresses.clone();
+                sees(copy.core(), &at(&here)) && sees(&here, &at(copy.core()))
+            };
+            cluster.until("each says where the other is", seconds(60), noticed).await.unwrap();
+            let together = gossip(&cluster).await;
+            let refuted = here.metrics.refutations.get() + copy.core().metrics.refutations.get();
+            assert!(refuted <= 40 && together <= 3 * usual, "{refuted} refutations; {together} of {usual} datagrams");
+            if orderly {
+                copy.stop().await;
+            } else {
+                copy.kill().await;
+            }
+            cluster.settled(seconds(120)).await.unwrap();
+            tokio::time::sleep(seconds(180)).await;
+            let refuted = here.metrics.refutations.get();
+            let after = gossip(&cluster).await;
+            assert!(after <= usual + usual / 4, "{after} datagrams a minute, {usual} before");
+            assert_eq!(here.metrics.refutations.get(), refuted);
+            cluster.settled(Duration::ZERO).await.unwrap();
+        });
+    }
+}
+
+/// Whether a node says that another process with its key is at one of these addresses.
+fn sees(core: &Core, there: &[SocketAddr]) -> bool {
+    core.status().key_also_at.iter().any(|shown| there.iter().any(|address| address.to_string() == *shown))
+}
+
+#[test]
+fn a_node_whose_folder_was_restored_from_an_older_copy_is_up_again_and_blames_nobody() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
+        cluster.grow(5, 5).await.unwrap();
+        cluster.settled(seconds(60)).await.unwrap();
+        let folder = cluster.copy_folder(3).unwrap();
+        for _ in 0..3 {
+            cluster.stop(3).await;
+            cluster.start(3).await.unwrap();
+            cluster.settled(seconds(30)).await.unwrap();
+        }
+        cluster.stop(3).await;
+        cluster.restore(3, folder);
+        cluster.start(3).await.unwrap();
+        cluster.settled(seconds(30)).await.unwrap();
+        tokio::time::sleep(seconds(300)).await;
+        cluster.settled(Duration::ZERO).await.unwrap();
+        let core = cluster.node(3).unwrap().core();
+        assert_eq!(core.status().key_also_at, Vec::<String>::new());
+        assert!(core.metrics.refutations.get() <= 3, "{}", core.metrics.refutations.get());
     });
 }

@@ -14,13 +14,15 @@ use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, Postc
 use potluck_proto::id::NodeId;
 use potluck_proto::transport::{Endpoint, Peer};
 use potluck_proto::wire;
-use rand::SeedableRng;
+use prometheus::IntCounter;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::Membership;
+use super::pace::Pace;
 
 /// Datagrams and exchanges waiting for the protocol; more are dropped, as datagrams may be.
 const QUEUE: usize = 1024;
@@ -47,6 +49,12 @@ const GOODBYE_DEADLINE: Duration = Duration::from_millis(1200);
 /// was not yet sent is lost with its connection.
 const GOODBYE_PAUSE: Duration = Duration::from_millis(200);
 
+/// A node that is taken for down this long after it said that it is up is taken for down anew, for another reason.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
+
+/// So often in a row a node says that it is up, before it takes a new life that is written down.
+const FUTILE: u32 = 3;
+
 /// Most confirming probes at once.
 const PROBES: usize = 16;
 
@@ -67,8 +75,9 @@ impl Life {
 impl Identity for Life {
     type Addr = [u8; 32];
 
+    /// Never by itself: foca would answer each message that has this node for down with several that bring more of them.
     fn renew(&self) -> Option<Self> {
-        Some(Self { incarnation: self.incarnation + 1, ..*self })
+        None
     }
 
     fn addr(&self) -> [u8; 32] {
@@ -130,6 +139,11 @@ pub struct Swim {
     doubted: Arc<Mutex<BTreeSet<NodeId>>>,
     effects: Effects,
     size: u32,
+    /// When this node says that it is up, whatever others say; none: they know.
+    refute_at: Option<Instant>,
+    pace: Pace,
+    refutations: IntCounter,
+    rng: StdRng,
 }
 
 /// What foca asks for while it handles one input.
@@ -140,6 +154,8 @@ struct Effects {
     sequence: u64,
     up: Vec<NodeId>,
     down: Vec<NodeId>,
+    /// Others have this node for down.
+    defunct: bool,
 }
 
 struct Pending {
@@ -173,10 +189,8 @@ impl Runtime<Life> for &mut Effects {
         match notification {
             Notification::MemberUp(life) => self.up.push(NodeId(life.node)),
             Notification::MemberDown(life) => self.down.push(NodeId(life.node)),
-            Notification::Rename(..) | Notification::Active | Notification::Idle => {}
-            Notification::Defunct | Notification::Rejoin(_) => {
-                tracing::info!("others took this node for down; it said that it is up");
-            }
+            Notification::Rename(..) | Notification::Active | Notification::Idle | Notification::Rejoin(_) => {}
+            Notification::Defunct => self.defunct = true,
         }
     }
 
@@ -201,21 +215,44 @@ fn config(size: u32) -> foca::Config {
 impl Swim {
     /// The protocol for this node in the life that its record names now, fed by `queue`.
     #[must_use]
-    pub fn new(queue: SwimQueue, membership: Arc<Membership>, endpoint: Endpoint, seed: u64) -> Self {
+    pub fn new(
+        queue: SwimQueue,
+        membership: Arc<Membership>,
+        endpoint: Endpoint,
+        refutations: IntCounter,
+        seed: u64,
+    ) -> Self {
         let view = membership.view();
         let life = view.table.record(&view.me).map_or(0, |record| record.life);
-        let rng = StdRng::seed_from_u64(seed);
-        let foca = Foca::new(Life::new(view.me, life), config(1), rng, PostcardCodec);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let foca = Foca::new(Life::new(view.me, life), config(1), StdRng::from_rng(&mut rng), PostcardCodec);
         let probes = Arc::new(Semaphore::new(PROBES));
         let (doubted, effects) = (Arc::default(), Effects::default());
         let SwimQueue(input, handle) = queue;
-        Self { foca, input, handle, membership, endpoint, probes, doubted, effects, size: 1 }
+        let (size, refute_at, pace) = (1, None, Pace::new(TOLD_AGAIN));
+        Self {
+            foca,
+            input,
+            handle,
+            membership,
+            endpoint,
+            probes,
+            doubted,
+            effects,
+            size,
+            refute_at,
+            pace,
+            refutations,
+            rng,
+        }
     }
 
     /// Runs until `stop` is set, then says goodbye.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.membership.watch();
         loop {
             let due = self.effects.timers.peek().map(|Reverse(pending)| pending.due);
+            let due = due.into_iter().chain(self.refute_at).min();
             let timer = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -229,7 +266,9 @@ impl Swim {
                     None => break,
                 },
                 () = timer => self.expire(),
+                _ = changes.changed() => self.follow_life(),
             }
+            self.refute();
             self.carry_out();
         }
         self.say_goodbye().await;
@@ -321,9 +360,55 @@ impl Swim {
         }
     }
 
+    /// The life that this node's record names has changed: it was no longer the newest that others know.
+    fn follow_life(&mut self) {
+        let Some(made) = self.membership.made() else { return };
+        let life = Life::new(made.node(), made.life);
+        if life.win_addr_conflict(self.foca.identity()) {
+            self.live(life);
+        }
+    }
+
+    /// Answers others who have this node for down: with a new life, not too often, since they may have it from another
+    /// process with the same key, which answers too.
+    fn refute(&mut self) {
+        let now = Instant::now();
+        if std::mem::take(&mut self.effects.defunct) && self.refute_at.is_none() {
+            self.refute_at = Some(now + self.pace.wait(now, self.rng.random()));
+        }
+        if self.refute_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let me = *self.foca.identity();
+        // foca keeps what it hears of other lives of this node as if it were of others.
+        let lives = self.foca.iter_membership_state().map(|member| *member.id()).filter(|life| life.node == me.node);
+        let newest = lives.map(|life| life.incarnation).fold(me.incarnation, u64::max);
+        self.live(Life { incarnation: newest.saturating_add(1), ..me });
+        self.refutations.inc();
+        tracing::info!("others took this node for down; it said that it is up");
+        // It was of no use: they know a life far newer than was heard of here.
+        if self.pace.row() > FUTILE {
+            self.membership.set_outlived();
+        }
+    }
+
+    /// Goes on in another life, and tells others.
+    fn live(&mut self, life: Life) {
+        self.refute_at = None;
+        let changed = self.foca.change_identity(life, &mut self.effects);
+        // foca begins to probe again once it is given anything.
+        let woken = changed.and_then(|()| self.foca.apply_many(std::iter::empty(), false, &mut self.effects));
+        if let Err(error) = woken {
+            tracing::debug!(%error, "no new life");
+        }
+    }
+
     fn carry_out(&mut self) {
         let view = self.membership.view();
         for (to, data) in std::mem::take(&mut self.effects.send) {
+            if to.node == view.me.0 {
+                continue;
+            }
             if let Some(peer) = view.peer(&NodeId(to.node)) {
                 self.endpoint.send_datagram(&peer, data);
             }
