@@ -1,5 +1,7 @@
 //! Whole clusters on the simulated network: joining, noticing, partitions, restarts.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
