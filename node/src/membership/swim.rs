@@ -42,11 +42,13 @@ const ANNOUNCES: usize = 8;
 /// Most nodes that are told directly when this one stops, those first to which there is a connection; they tell the others.
 const GOODBYES: usize = 256;
 
-/// How long a goodbye may take to those to whom a connection must be made first: four long ways there and back.
-const GOODBYE_DEADLINE: Duration = Duration::from_millis(1200);
+/// How long goodbyes may take to those to whom a connection must be made first: one packet of the handshake may be lost.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, and one that
-/// was not yet sent is lost with its connection.
+/// How often each is told: two of a hundred datagrams are lost on a bad way.
+const GOODBYE_ROUNDS: usize = 3;
+
+/// Time between two goodbyes, and from the last one to the end: one that was not yet sent is lost with its connection.
 const GOODBYE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A node that is taken for down this long after it said that it is up is taken for down anew, for another reason.
@@ -282,10 +284,11 @@ impl Swim {
         told.sort_by_key(|peer| self.endpoint.mtu(peer.key).is_none());
         told.truncate(GOODBYES);
         let Some(goodbye) = write_goodbye(*self.foca.identity()) else { return };
-        for _ in 0..2 {
+        let end = Instant::now() + GOODBYE_DEADLINE;
+        for _ in 0..GOODBYE_ROUNDS {
             let sent = told.iter().map(|peer| self.endpoint.send_last_datagram(peer, goodbye.clone()));
-            // Who cannot be reached in this time hears of it from others.
-            let _ = tokio::time::timeout(GOODBYE_DEADLINE, futures_util::future::join_all(sent)).await;
+            // Who cannot be reached in this time hears of it from others. Where there is a connection it goes at once.
+            let _ = tokio::time::timeout_at(end, futures_util::future::join_all(sent)).await;
             tokio::time::sleep(GOODBYE_PAUSE).await;
         }
     }
