@@ -400,6 +400,10 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
             format!("{} shards found damaged and set aside: look at this node's disk", status.corrupt_shards),
         );
     }
+    if !status.key_also_at.is_empty() {
+        let there = status.key_also_at.join(", ");
+        row("KEY IN USE", format!("at {there} too: two machines must not run copies of one data folder"));
+    }
     if status.left {
         row("leaving", "done: it has left, others know, and it may be switched off".into());
     } else if status.leaving {

@@ -4,12 +4,17 @@
 //! probe. Every change makes a new immutable [`View`]; nobody else holds membership state.
 
 pub mod exchange;
+mod pace;
+pub mod rival;
 pub mod swim;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use potluck_proto::cert::VaultCert;
 use potluck_proto::id::{Digest, NodeId, VaultId};
@@ -20,12 +25,15 @@ use potluck_proto::ring::Ring;
 use potluck_proto::transport::Peer;
 use potluck_proto::wire;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::durable;
 
 const TABLE: &str = "table";
+
+/// How long after its last sign a rival is shown in the status.
+const RIVAL_SHOWN: Duration = Duration::from_secs(3600);
 
 /// What a node knows of its cluster at one moment.
 #[derive(Debug, Clone)]
@@ -102,6 +110,12 @@ pub struct Membership {
     /// Held over each write of the table to disk, and while its contents are taken: what is written later is newer.
     writing: Mutex<()>,
     table: Mutex<MemberTable>,
+    /// The record that this process made last; changed with the table only.
+    made: Mutex<Option<SignedRecord>>,
+    /// Others know a newer life of this node than the one it is in.
+    outlived: (AtomicBool, Notify),
+    /// Where another process with this node's key was last seen, and when.
+    key_also_at: Mutex<Option<(Vec<SocketAddr>, Instant)>>,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -124,7 +138,9 @@ impl Membership {
         let view =
             View { me, digest: table.digest(), ring: Arc::new(table.ring()), table: Arc::new(table.clone()), up };
         let (view, _) = watch::channel(Arc::new(view));
-        Ok(Self { me, key, path, writing: Mutex::default(), table: Mutex::new(table), view })
+        let (made, outlived, key_also_at) = (Mutex::default(), Default::default(), Mutex::default());
+        let (writing, table) = (Mutex::default(), Mutex::new(table));
+        Ok(Self { me, key, path, writing, table, made, outlived, key_also_at, view })
     }
 
     /// What is known now.
@@ -176,12 +192,54 @@ impl Membership {
         let mut with_record = self.table().clone();
         with_record.add_record(record.clone());
         self.write(&writing, &with_record)?;
-        self.add(record);
+        self.change(|own| {
+            *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(record.clone());
+            (own.add_record(record), ())
+        });
         Ok(())
     }
 
-    fn add(&self, record: SignedRecord) {
-        self.change(|own| (own.add_record(record), ()));
+    /// The record of this node that this process made last.
+    #[must_use]
+    pub fn made(&self) -> Option<SignedRecord> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The newest record of this node, if another process made it: one that has its key.
+    #[must_use]
+    pub fn rival(&self) -> Option<SignedRecord> {
+        let table = self.table();
+        let made = self.made()?;
+        table.record(&self.me).filter(|record| **record != made).cloned()
+    }
+
+    /// Others do not believe this node that it is up: they know a newer life of it.
+    pub fn set_outlived(&self) {
+        self.outlived.0.store(true, Ordering::Relaxed);
+        self.outlived.1.notify_one();
+    }
+
+    /// Returns after [`Membership::set_outlived`].
+    pub async fn outlived(&self) {
+        self.outlived.1.notified().await;
+    }
+
+    /// Whether [`Membership::set_outlived`] was called since this was last asked.
+    pub fn take_outlived(&self) -> bool {
+        self.outlived.0.swap(false, Ordering::Relaxed)
+    }
+
+    /// Another process with this node's key says that it is reached there.
+    pub fn set_key_also_at(&self, addresses: Vec<SocketAddr>) {
+        let seen = Some((addresses, Instant::now()));
+        *self.key_also_at.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    /// Where another process with this node's key was seen in the last hour.
+    #[must_use]
+    pub fn key_also_at(&self) -> Vec<SocketAddr> {
+        let seen = self.key_also_at.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().filter(|(_, at)| at.elapsed() < RIVAL_SHOWN).flat_map(|(there, _)| there.clone()).collect()
     }
 
     /// Writes the table to disk: all that was known when this was called is durable when it returns. Blocks on the disk.

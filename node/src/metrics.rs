@@ -94,6 +94,10 @@ pub struct Metrics {
     pub members: IntGauge,
     /// Those that this node believes up, itself included.
     pub members_up: IntGauge,
+    /// Times that others took this node for down, and it said that it is up.
+    pub refutations: IntCounter,
+    /// Records of this node that another process made with its key.
+    pub identity_conflicts: IntCounter,
     /// Bytes of shards moved for calls.
     pub payload_bytes: Family<Direction, IntCounter>,
     /// Stripes waiting for repair here.
@@ -156,6 +160,12 @@ impl Metrics {
             stripes: r.gauges("stripes", "Stripes that this node is first responsible for, by how they fare")?,
             members: r.gauge("members", "Nodes admitted and not lost, left or evicted, as this node knows them")?,
             members_up: r.gauge("members_up", "Members that this node believes up, itself included")?,
+            refutations: r
+                .counter("refutations_total", "Times that others took this node for down and it said that it is up")?,
+            identity_conflicts: r.counter(
+                "identity_conflicts_total",
+                "Records of this node that another process made with a copy of its key",
+            )?,
             payload_bytes: r.counters("payload_bytes_total", "Bytes of shards that calls to this node moved")?,
             repair_queue: r.gauge("repair_queue", "Stripes waiting for repair by this node")?,
             repaired_shards: r.counter("repaired_shards_total", "Shards that this node rebuilt and placed")?,

@@ -28,7 +28,7 @@ use crate::http;
 use crate::identity::{FolderLock, Identity, IdentityError};
 use crate::invites::Invites;
 use crate::membership::swim::{self, Swim, SwimHandle};
-use crate::membership::{Membership, View, exchange};
+use crate::membership::{Membership, View, exchange, rival};
 use crate::metrics::Metrics;
 use crate::metrics::label::FoundBy;
 use crate::repair::rebuild::Budget;
@@ -175,6 +175,8 @@ pub enum Renewal {
     Start,
     /// Something in the record has changed.
     Change,
+    /// Others know a record or a life of this node that is not from this process.
+    Outdo,
     /// It holds nothing any more and is gone for good.
     Left,
 }
@@ -307,10 +309,12 @@ impl Core {
     pub fn renew_record(&self, why: Renewal) -> std::io::Result<()> {
         let addresses = self.addresses();
         let capacity = self.capacity()?;
+        // A record that another process made names a life of its own.
+        let new_life = matches!(why, Renewal::Start | Renewal::Outdo) || self.membership.rival().is_some();
         self.membership.renew(|old| MemberRecord {
             cert: self.identity.cert.clone(),
             generation: 0,
-            life: old.map_or(0, |old| old.life) + u64::from(why == Renewal::Start),
+            life: old.map_or(0, |old| old.life) + u64::from(new_life),
             addresses,
             capacity,
             left: why == Renewal::Left || old.is_some_and(|old| old.left),
@@ -400,6 +404,7 @@ impl Core {
             survey_age_ms: surveyed.map_or(u64::MAX, |at| at.elapsed().as_millis() as u64),
             http: self.http.map(|address| address.to_string()).unwrap_or_default(),
             up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
+            key_also_at: self.membership.key_also_at().iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -498,7 +503,8 @@ impl Node {
         });
         durable::replace(&folder.join(LISTENING), core.endpoint.local_address().to_string().as_bytes())?;
         core.renew_record(Renewal::Start)?;
-        let swim = Swim::new(queue, core.membership.clone(), core.endpoint.clone(), gossip_seed);
+        let refutations = core.metrics.refutations.clone();
+        let swim = Swim::new(queue, core.membership.clone(), core.endpoint.clone(), refutations, gossip_seed);
         core.endpoint.serve(Arc::new(NodeService(core.clone())));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -510,6 +516,7 @@ impl Node {
             core.rng(),
             stopping.clone(),
         ));
+        tasks.spawn(rival::run(core.clone(), stopping.clone()));
         tasks.spawn(core.heads.clone().run(core.endpoint.clone(), stopping.clone()));
         tasks.spawn(survey::run(core.clone(), stopping.clone()));
         tasks.spawn(upkeep::audit(core.clone(), stopping.clone()));
@@ -611,7 +618,8 @@ async fn keep_time(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         }
         let shared = core.clone();
         let written = core.executor.run(move || {
-            if shared.record_is_stale()? {
+            // A record that is not from here is outdone elsewhere, at a rate of its own.
+            if shared.record_is_stale()? && shared.membership.rival().is_none() {
                 shared.renew_record(Renewal::Change)?;
             }
             shared.write_running_time()
@@ -729,6 +737,7 @@ pub fn status_json(status: &wire::StatusReply) -> serde_json::Value {
         "left": status.left,
         "survey_age_ms": (status.survey_age_ms != u64::MAX).then_some(status.survey_age_ms),
         "http": status.http,
+        "key_also_at": status.key_also_at,
         "up": status.up.iter().filter_map(id).collect::<Vec<_>>(),
     })
 }

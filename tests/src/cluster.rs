@@ -1,7 +1,7 @@
 //! A whole cluster in one process on the simulated network: real node code, virtual time, shards in memory.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,21 +105,44 @@ impl SimCluster {
     pub async fn start(&mut self, number: usize) -> anyhow::Result<()> {
         let slot = &self.slots[number];
         ensure!(slot.node.is_none(), "node {number} runs already");
-        let address = SocketAddr::new(slot.ip, PORT);
+        let (folder, ip, store) = (slot.folder.clone(), slot.ip, slot.store.clone());
+        let seed = self.seed ^ (number as u64) << 32;
+        self.slots[number].node = Some(self.start_at(folder, ip, store, seed).await?);
+        Ok(())
+    }
+
+    async fn start_at(&self, folder: PathBuf, ip: IpAddr, store: Arc<MemoryStore>, seed: u64) -> anyhow::Result<Node> {
+        let address = SocketAddr::new(ip, PORT);
         let settings = Settings { listen: Some(address), advertise: Some(vec![address]), ..self.settings.clone() };
-        let config: Config = settings.finish(slot.folder.clone())?;
-        let store = slot.store.clone();
+        let config: Config = settings.finish(folder)?;
         let open: OpenStore = Arc::new(move |_, _| Ok(store.clone()));
         let parts = Parts {
-            bind: self.bind(slot.ip),
+            bind: self.bind(ip),
             store: open,
             executor: Executor::inline(),
             clock: self.clock(),
-            seed: Some(self.seed ^ (number as u64) << 32),
+            seed: Some(seed),
             limits: Limits::node(),
         };
-        self.slots[number].node = Some(Node::start(config, parts).await?);
-        Ok(())
+        Ok(Node::start(config, parts).await?)
+    }
+
+    /// A copy of a node's data folder as it is now, without its shards.
+    pub fn copy_folder(&self, number: usize) -> anyhow::Result<PathBuf> {
+        let copy = self.new_folder()?;
+        copy_files(&self.slots[number].folder, &copy)?;
+        Ok(copy)
+    }
+
+    /// Runs a second process with a copied folder, on a machine of its own.
+    pub async fn start_copy(&mut self, folder: PathBuf) -> anyhow::Result<Node> {
+        let ip = self.new_ip();
+        self.start_at(folder, ip, new_store(), self.seed ^ 0xc0 << 56).await
+    }
+
+    /// Puts a copied folder in the place of a node's own; the node does not run.
+    pub fn restore(&mut self, number: usize, folder: PathBuf) {
+        self.slots[number].folder = folder;
     }
 
     /// Ends a node without a goodbye.
@@ -300,6 +323,20 @@ impl SimCluster {
     fn now_ms(&self) -> u64 {
         (self.clock())()
     }
+}
+
+fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy_files(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
 }
 
 fn new_store() -> Arc<MemoryStore> {

@@ -9,18 +9,20 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, Timer};
+use bytes::{Buf, BufMut, Bytes};
+use foca::{Codec, Foca, Identity, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, State, Timer};
 use potluck_proto::id::NodeId;
-use potluck_proto::transport::Endpoint;
+use potluck_proto::transport::{Endpoint, Peer};
 use potluck_proto::wire;
-use rand::SeedableRng;
+use prometheus::IntCounter;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::Membership;
+use super::pace::Pace;
 
 /// Datagrams and exchanges waiting for the protocol; more are dropped, as datagrams may be.
 const QUEUE: usize = 1024;
@@ -37,12 +39,23 @@ const DOUBT_INTERVAL: Duration = Duration::from_secs(5);
 /// Most nodes that are spoken to directly when others say that they are up: their answers tell of all others.
 const ANNOUNCES: usize = 8;
 
-/// Most nodes that are told directly when this one stops; gossip tells the others.
-const GOODBYES: usize = 64;
+/// Most nodes that are told directly when this one stops, those first to which there is a connection; they tell the others.
+const GOODBYES: usize = 256;
 
-/// Time between the two goodbyes that each is told, and from the last one to the end: a datagram may be lost, and one
-/// that was not yet sent is lost with its connection.
-const GOODBYE_PAUSE: Duration = Duration::from_millis(100);
+/// How long goodbyes may take to those to whom a connection must be made first: one packet of the handshake may be lost.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often each is told: two of a hundred datagrams are lost on a bad way.
+const GOODBYE_ROUNDS: usize = 3;
+
+/// Time between two goodbyes, and from the last one to the end: one that was not yet sent is lost with its connection.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A node that is taken for down this long after it said that it is up is taken for down anew, for another reason.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
+
+/// So often in a row a node says that it is up, before it takes a new life that is written down.
+const FUTILE: u32 = 3;
 
 /// Most confirming probes at once.
 const PROBES: usize = 16;
@@ -64,8 +77,9 @@ impl Life {
 impl Identity for Life {
     type Addr = [u8; 32];
 
+    /// Never by itself: foca would answer each message that has this node for down with several that bring more of them.
     fn renew(&self) -> Option<Self> {
-        Some(Self { incarnation: self.incarnation + 1, ..*self })
+        None
     }
 
     fn addr(&self) -> [u8; 32] {
@@ -127,6 +141,11 @@ pub struct Swim {
     doubted: Arc<Mutex<BTreeSet<NodeId>>>,
     effects: Effects,
     size: u32,
+    /// When this node says that it is up, whatever others say; none: they know.
+    refute_at: Option<Instant>,
+    pace: Pace,
+    refutations: IntCounter,
+    rng: StdRng,
 }
 
 /// What foca asks for while it handles one input.
@@ -137,6 +156,8 @@ struct Effects {
     sequence: u64,
     up: Vec<NodeId>,
     down: Vec<NodeId>,
+    /// Others have this node for down.
+    defunct: bool,
 }
 
 struct Pending {
@@ -170,10 +191,8 @@ impl Runtime<Life> for &mut Effects {
         match notification {
             Notification::MemberUp(life) => self.up.push(NodeId(life.node)),
             Notification::MemberDown(life) => self.down.push(NodeId(life.node)),
-            Notification::Rename(..) | Notification::Active | Notification::Idle => {}
-            Notification::Defunct | Notification::Rejoin(_) => {
-                tracing::info!("others took this node for down; it said that it is up");
-            }
+            Notification::Rename(..) | Notification::Active | Notification::Idle | Notification::Rejoin(_) => {}
+            Notification::Defunct => self.defunct = true,
         }
     }
 
@@ -198,21 +217,44 @@ fn config(size: u32) -> foca::Config {
 impl Swim {
     /// The protocol for this node in the life that its record names now, fed by `queue`.
     #[must_use]
-    pub fn new(queue: SwimQueue, membership: Arc<Membership>, endpoint: Endpoint, seed: u64) -> Self {
+    pub fn new(
+        queue: SwimQueue,
+        membership: Arc<Membership>,
+        endpoint: Endpoint,
+        refutations: IntCounter,
+        seed: u64,
+    ) -> Self {
         let view = membership.view();
         let life = view.table.record(&view.me).map_or(0, |record| record.life);
-        let rng = StdRng::seed_from_u64(seed);
-        let foca = Foca::new(Life::new(view.me, life), config(1), rng, PostcardCodec);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let foca = Foca::new(Life::new(view.me, life), config(1), StdRng::from_rng(&mut rng), PostcardCodec);
         let probes = Arc::new(Semaphore::new(PROBES));
         let (doubted, effects) = (Arc::default(), Effects::default());
         let SwimQueue(input, handle) = queue;
-        Self { foca, input, handle, membership, endpoint, probes, doubted, effects, size: 1 }
+        let (size, refute_at, pace) = (1, None, Pace::new(TOLD_AGAIN));
+        Self {
+            foca,
+            input,
+            handle,
+            membership,
+            endpoint,
+            probes,
+            doubted,
+            effects,
+            size,
+            refute_at,
+            pace,
+            refutations,
+            rng,
+        }
     }
 
     /// Runs until `stop` is set, then says goodbye.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.membership.watch();
         loop {
             let due = self.effects.timers.peek().map(|Reverse(pending)| pending.due);
+            let due = due.into_iter().chain(self.refute_at).min();
             let timer = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -226,7 +268,9 @@ impl Swim {
                     None => break,
                 },
                 () = timer => self.expire(),
+                _ = changes.changed() => self.follow_life(),
             }
+            self.refute();
             self.carry_out();
         }
         self.say_goodbye().await;
@@ -235,18 +279,18 @@ impl Swim {
     /// Tells the others that this node is going. From now on it also refuses their probes: see [`SwimHandle::has_ended`].
     async fn say_goodbye(&mut self) {
         self.input.close();
-        // foca tells as many as it would ask to probe for it.
-        let told = std::num::NonZeroUsize::new(GOODBYES).unwrap_or(std::num::NonZeroUsize::MIN);
-        let config = foca::Config { num_indirect_probes: told, ..config(self.size) };
-        if let Err(error) = self.foca.set_config(config).and_then(|()| self.foca.leave_cluster(&mut self.effects)) {
-            tracing::debug!(%error, "no goodbye");
+        let view = self.membership.view();
+        let mut told: Vec<Peer> = view.others_up().filter_map(|node| view.peer(&node)).collect();
+        told.sort_by_key(|peer| self.endpoint.mtu(peer.key).is_none());
+        told.truncate(GOODBYES);
+        let Some(goodbye) = write_goodbye(*self.foca.identity()) else { return };
+        let end = Instant::now() + GOODBYE_DEADLINE;
+        for _ in 0..GOODBYE_ROUNDS {
+            let sent = told.iter().map(|peer| self.endpoint.send_last_datagram(peer, goodbye.clone()));
+            // Who cannot be reached in this time hears of it from others. Where there is a connection it goes at once.
+            let _ = tokio::time::timeout_at(end, futures_util::future::join_all(sent)).await;
+            tokio::time::sleep(GOODBYE_PAUSE).await;
         }
-        let goodbyes = self.effects.send.clone();
-        self.carry_out();
-        tokio::time::sleep(GOODBYE_PAUSE).await;
-        self.effects.send = goodbyes;
-        self.carry_out();
-        tokio::time::sleep(GOODBYE_PAUSE).await;
     }
 
     fn take(&mut self, input: Input) {
@@ -258,7 +302,9 @@ impl Swim {
                         if let Err(error) = self.foca.handle_data(&data, &mut self.effects) {
                             tracing::debug!(%error, from = %from.short(), "a gossip datagram was refused");
                         }
-                        self.take_goodbye(from);
+                        if let Some(life) = read_goodbye(&data) {
+                            self.take_goodbye(life);
+                        }
                     }
                     _ => tracing::debug!(from = %from.short(), "a gossip datagram in another's name, or damaged"),
                 }
@@ -286,9 +332,15 @@ impl Swim {
         }
     }
 
-    /// A node that says itself that it is going is believed without a probe.
-    fn take_goodbye(&mut self, from: NodeId) {
-        if !self.effects.down.contains(&from) {
+    /// A node that says itself that it is going is believed without a probe, also where foca does not listen, since the
+    /// other knew this node by a life that is over.
+    fn take_goodbye(&mut self, life: Life) {
+        let from = NodeId(life.node);
+        if let Err(error) = self.foca.apply_many(std::iter::once(Member::down(life)), true, &mut self.effects) {
+            tracing::debug!(%error, from = %from.short(), "a goodbye was refused");
+        }
+        // Not so if it is of a life that is over. It may also be known already, from others, and a probe be under way.
+        if !self.foca.iter_membership_state().any(|member| *member.id() == life && member.state() == State::Down) {
             return;
         }
         self.effects.down.retain(|node| *node != from);
@@ -311,9 +363,55 @@ impl Swim {
         }
     }
 
+    /// The life that this node's record names has changed: it was no longer the newest that others know.
+    fn follow_life(&mut self) {
+        let Some(made) = self.membership.made() else { return };
+        let life = Life::new(made.node(), made.life);
+        if life.win_addr_conflict(self.foca.identity()) {
+            self.live(life);
+        }
+    }
+
+    /// Answers others who have this node for down: with a new life, not too often, since they may have it from another
+    /// process with the same key, which answers too.
+    fn refute(&mut self) {
+        let now = Instant::now();
+        if std::mem::take(&mut self.effects.defunct) && self.refute_at.is_none() {
+            self.refute_at = Some(now + self.pace.wait(now, self.rng.random()));
+        }
+        if self.refute_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let me = *self.foca.identity();
+        // foca keeps what it hears of other lives of this node as if it were of others.
+        let lives = self.foca.iter_membership_state().map(|member| *member.id()).filter(|life| life.node == me.node);
+        let newest = lives.map(|life| life.incarnation).fold(me.incarnation, u64::max);
+        self.live(Life { incarnation: newest.saturating_add(1), ..me });
+        self.refutations.inc();
+        tracing::info!("others took this node for down; it said that it is up");
+        // It was of no use: they know a life far newer than was heard of here.
+        if self.pace.row() > FUTILE {
+            self.membership.set_outlived();
+        }
+    }
+
+    /// Goes on in another life, and tells others.
+    fn live(&mut self, life: Life) {
+        self.refute_at = None;
+        let changed = self.foca.change_identity(life, &mut self.effects);
+        // foca begins to probe again once it is given anything.
+        let woken = changed.and_then(|()| self.foca.apply_many(std::iter::empty(), false, &mut self.effects));
+        if let Err(error) = woken {
+            tracing::debug!(%error, "no new life");
+        }
+    }
+
     fn carry_out(&mut self) {
         let view = self.membership.view();
         for (to, data) in std::mem::take(&mut self.effects.send) {
+            if to.node == view.me.0 {
+                continue;
+            }
             if let Some(peer) = view.peer(&NodeId(to.node)) {
                 self.endpoint.send_datagram(&peer, data);
             }
@@ -373,6 +471,26 @@ impl Swim {
     }
 }
 
+/// The datagram by which a node says that its life is over. It is the same for all: foca's own goodbye speaks to the lives
+/// that others are known by, which may be over, and says what it has to say only so many times.
+fn write_goodbye(life: Life) -> Option<Bytes> {
+    let header = foca::Header { src: life, src_incarnation: 0, dst: life, message: foca::Message::Gossip };
+    let mut data = Vec::new();
+    PostcardCodec.encode_header(&header, &mut data).ok()?;
+    data.put_u16(1);
+    PostcardCodec.encode_member(&Member::down(life), &mut data).ok()?;
+    Some(data.into())
+}
+
+/// The life that the sender of a gossip datagram says is over, if that is its own.
+fn read_goodbye(mut data: &[u8]) -> Option<Life> {
+    let header: foca::Header<Life> = PostcardCodec.decode_header(&mut data).ok()?;
+    let count = data.try_get_u16().ok()?;
+    let mut members = (0..count).map_while(|_| -> Option<Member<Life>> { PostcardCodec.decode_member(&mut data).ok() });
+    let own = |member: &Member<Life>| member.id().node == header.src.node && member.state() == State::Down;
+    members.find(own).map(|member| *member.id())
+}
+
 /// Whether SWIM still has a probed node for gone; one that does not answer is no longer in doubt but down.
 fn in_doubt(doubted: &Mutex<BTreeSet<NodeId>>, node: NodeId, answers: bool) -> bool {
     let mut doubted = doubted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -380,7 +498,7 @@ fn in_doubt(doubted: &Mutex<BTreeSet<NodeId>>, node: NodeId, answers: bool) -> b
 }
 
 /// Whether a node answers a small call.
-pub(crate) async fn reaches(endpoint: &Endpoint, peer: &potluck_proto::transport::Peer) -> bool {
+pub(crate) async fn reaches(endpoint: &Endpoint, peer: &Peer) -> bool {
     let probe = wire::request::Kind::Members(wire::Members { digest: Bytes::new(), table: None });
     endpoint.call(peer, probe, Vec::new(), PROBE_DEADLINE).await.is_ok()
 }

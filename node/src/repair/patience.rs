@@ -22,6 +22,10 @@ const TAKEOVER_MIN: Duration = Duration::from_secs(15);
 /// and to find all others after a start.
 pub const SILENCE_PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long repair waits for an upload that may be under way: the shards of a stripe arrive within seconds of each other, and
+/// a survey in the middle of a put sees some of them.
+pub const UPLOAD_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a round saw of a stripe that lacks shards, and of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
@@ -33,6 +37,8 @@ pub struct Seen {
     pub away: bool,
     /// Of some member it is not known whether it is there: see [`silent`].
     pub silent: bool,
+    /// It was never known to be whole here: it may be on its way.
+    pub uploading: bool,
     /// A shard of the stripe is known to be gone for good.
     pub alerted: bool,
 }
@@ -44,7 +50,8 @@ pub fn wait(seen: Seen, lazy_after: Duration, survey_interval: Duration) -> Dura
     let lazy = seen.condition == Condition::Degraded && seen.away;
     let coming_back = if lazy { lazy_after } else { Duration::ZERO };
     let silence = if seen.silent { SILENCE_PATIENCE } else { Duration::ZERO };
-    let patience = if seen.alerted { Duration::ZERO } else { coming_back.max(silence) };
+    let upload = if seen.uploading { UPLOAD_PATIENCE } else { Duration::ZERO };
+    let patience = if seen.alerted { Duration::ZERO } else { coming_back.max(silence).max(upload) };
     let turn = u32::try_from(seen.turn).unwrap_or(u32::MAX);
     patience.saturating_add(TAKEOVER_MIN.max(survey_interval.saturating_mul(TAKEOVER_ROUNDS)).saturating_mul(turn))
 }
@@ -68,7 +75,9 @@ mod tests {
 
     const LAZY: Duration = Duration::from_secs(3600);
     const SURVEY: Duration = Duration::from_secs(60);
-    const AT_RISK: Seen = Seen { condition: Condition::AtRisk, turn: 0, away: false, silent: false, alerted: false };
+    const SETTLED: Seen =
+        Seen { condition: Condition::Whole, turn: 0, away: false, silent: false, uploading: false, alerted: false };
+    const AT_RISK: Seen = Seen { condition: Condition::AtRisk, ..SETTLED };
     const DEGRADED: Seen = Seen { condition: Condition::Degraded, ..AT_RISK };
 
     fn waits(seen: Seen) -> Duration {
@@ -91,9 +100,18 @@ mod tests {
     }
 
     #[test]
+    fn an_upload_under_way_is_given_time() {
+        assert_eq!(waits(Seen { uploading: true, ..AT_RISK }), UPLOAD_PATIENCE);
+        assert_eq!(waits(Seen { uploading: true, ..DEGRADED }), UPLOAD_PATIENCE);
+        assert_eq!(waits(Seen { uploading: true, silent: true, ..AT_RISK }), SILENCE_PATIENCE);
+        assert_eq!(waits(Seen { uploading: true, turn: 1, ..AT_RISK }), 3 * SURVEY + UPLOAD_PATIENCE);
+    }
+
+    #[test]
     fn what_is_known_to_be_gone_is_not_waited_for() {
         for seen in [AT_RISK, DEGRADED] {
-            assert_eq!(waits(Seen { away: true, silent: true, alerted: true, ..seen }), Duration::ZERO);
+            let all_else = Seen { away: true, silent: true, uploading: true, ..seen };
+            assert_eq!(waits(Seen { alerted: true, ..all_else }), Duration::ZERO);
         }
     }
 

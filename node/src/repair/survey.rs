@@ -34,6 +34,9 @@ const ASKED_AT_ONCE: usize = 16;
 /// How long one node may take to answer a batch.
 const ASK_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Stripes that are remembered as seen whole, and as on their way: further ones are only looked at later.
+const REMEMBERED: usize = 65_536;
+
 /// Changes of the ring or of who is up are gathered for so long before a survey.
 const GATHER: Duration = Duration::from_millis(500);
 
@@ -91,6 +94,11 @@ struct Memory {
     lacking: BTreeMap<StripeId, Instant>,
     /// Stripes whose shards do not give what their header says: not tried again.
     malformed: BTreeSet<StripeId>,
+    /// Stripes seen whole of which that is not yet written down as `complete`: no upload of them is under way.
+    arrived: BTreeSet<StripeId>,
+    /// Stripes that may be on their way, and when to look at them again.
+    arriving: BTreeSet<StripeId>,
+    look_again: Option<Instant>,
 }
 
 /// Surveys until `stop` is set.
@@ -102,18 +110,24 @@ pub async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     core.metrics.loop_started(Loop::Rebalance, core.uptime());
     let mut next = Instant::now() + GATHER;
     loop {
-        let alerted = tokio::select! {
+        let look_again = memory.look_again.filter(|at| *at < next);
+        let (alerted, again) = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep_until(next) => false,
-            () = core.alerts.wait() => true,
+            () = tokio::time::sleep_until(look_again.unwrap_or(next)) => (false, look_again.is_some()),
+            () = core.alerts.wait() => (true, false),
             _ = changes.changed() => {
                 next = next.min(Instant::now() + GATHER);
                 continue;
             }
         };
         let began = Instant::now();
-        let round =
-            async { if alerted { alerts(&core, &mut memory).await } else { everything(&core, &mut memory).await } };
+        let round = async {
+            match (alerted, again) {
+                (true, _) => alerts(&core, &mut memory).await,
+                (_, true) => arriving(&core, &mut memory).await,
+                _ => everything(&core, &mut memory).await,
+            }
+        };
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = round => {}
@@ -121,7 +135,7 @@ pub async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         for which in [Loop::Survey, Loop::Repair, Loop::Rebalance] {
             core.metrics.loop_ran(which, began.elapsed(), core.uptime());
         }
-        if !alerted {
+        if !alerted && !again {
             core.metrics.surveyed(core.uptime());
             next = Instant::now() + core.config.survey_interval;
         }
@@ -176,6 +190,15 @@ async fn alerts(core: &Arc<Core>, memory: &mut Memory) {
     }
 }
 
+/// Looks again at the stripes that may have been on their way.
+async fn arriving(core: &Arc<Core>, memory: &mut Memory) {
+    memory.look_again = None;
+    let stripes: Vec<StripeId> = std::mem::take(&mut memory.arriving).into_iter().collect();
+    for batch in stripes.chunks(BATCH) {
+        look(core, memory, batch, false, &mut Tally::default(), &mut BTreeSet::new()).await;
+    }
+}
+
 /// This node lost its only shard of the stripe: those who hold others must look.
 async fn tell_others(core: &Core, stripe: StripeId) {
     let view = core.membership.view();
@@ -216,8 +239,14 @@ async fn look(
         if my_turn == Some(0) {
             tally.count(plan.condition);
         }
+        if holding.complete {
+            memory.arrived.remove(stripe);
+        }
         if plan.condition == Condition::Whole {
             memory.lacking.remove(stripe);
+            if !holding.complete && memory.arrived.len() < REMEMBERED {
+                memory.arrived.insert(*stripe);
+            }
             continue;
         }
         seen_lacking.insert(*stripe);
@@ -232,10 +261,17 @@ async fn look(
         if plan.steps.is_empty() || memory.malformed.contains(stripe) {
             continue;
         }
-        let seen = Seen { condition: plan.condition, turn, away, silent, alerted };
+        let uploading = !holding.complete && !memory.arrived.contains(stripe);
+        let seen = Seen { condition: plan.condition, turn, away, silent, uploading, alerted };
         let wait = patience::wait(seen, core.config.repair_lazy_after, core.config.survey_interval);
         if now.duration_since(since) >= wait {
             due.push((plan.reachable.saturating_sub(holding.scheme.k()), *stripe, plan));
+        } else if uploading
+            && now.duration_since(since) < patience::UPLOAD_PATIENCE
+            && memory.arriving.len() < REMEMBERED
+        {
+            memory.arriving.insert(*stripe);
+            memory.look_again.get_or_insert(now + patience::UPLOAD_PATIENCE);
         }
     }
     // Least margin first.

@@ -119,15 +119,20 @@ impl Endpoint {
             Next::Dial(_) => shared.start_dial(peer.clone()),
         }
         let Ok(place) = shared.waiting.clone().try_acquire_owned() else { return dropped() };
-        let (shared, peer) = (shared.clone(), peer.clone());
+        let (endpoint, peer) = (self.shared.clone(), peer.clone());
         tokio::spawn(async move {
-            let end = Instant::now() + shared.limits.dial_timeout;
-            match call::connect(&shared, &peer, end).await {
-                Ok((link, _)) => send(&shared, &link, data),
-                Err(_) => shared.counters.datagrams_dropped.one(),
-            }
+            send_when_connected(&endpoint, &peer, data).await;
             drop(place);
         });
+    }
+
+    /// [`Endpoint::send_datagram`] that returns when the datagram has gone or was dropped: for the last ones before the
+    /// endpoint is closed. It may take as long as a dial.
+    pub async fn send_last_datagram(&self, peer: &Peer, data: Bytes) {
+        if self.shared.stopped().is_some() {
+            return self.shared.counters.datagrams_dropped.one();
+        }
+        send_when_connected(&self.shared, peer, data).await;
     }
 
     /// What was done so far.
@@ -212,6 +217,14 @@ impl Endpoint {
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Endpoint of {:?} on {}", self.shared.key, self.address)
+    }
+}
+
+async fn send_when_connected(shared: &Arc<Shared>, peer: &Peer, data: Bytes) {
+    let end = Instant::now() + shared.limits.dial_timeout;
+    match call::connect(shared, peer, end).await {
+        Ok((link, _)) => send(shared, &link, data),
+        Err(_) => shared.counters.datagrams_dropped.one(),
     }
 }
 
