@@ -14,7 +14,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::context::{Context, doubts};
-use super::failure::Usage;
+use super::failure::{NoKey, NotCertain, Usage};
 use super::meter::waiting;
 use super::options::Options;
 use super::table::{Cell, Table};
@@ -225,7 +225,12 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         }
     };
     let sheet: RecoverySheet =
-        text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
+        text.parse().map_err(|error| NoKey(format!("the recovery sheet cannot be read: {error}")))?;
+    if sheet.nodes.is_empty() {
+        let why = "the recovery sheet names no nodes, so nobody knows where the cluster is: write the line 'Nodes:' and \
+                   under it KEY@ADDRESS:PORT of any node of the cluster, then run this again";
+        return Err(Usage(why.into()).into());
+    }
     let passphrase = choose(context, &recover.keeping)?;
     let name = folder.name().to_string();
     let found = Session::recover(&context.environment, folder, &sheet, protection(&passphrase));
