@@ -1,6 +1,6 @@
 //! `potluck vault`: make a vault, open it, get it back from its recovery sheet, look at it.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use super::options::Options;
 use super::table::{Cell, Table};
 use super::{human, passphrase};
 use crate::session::home::DEFAULT_VAULT;
-use crate::session::{HomeError, Session, SessionError, State, VaultFolder};
+use crate::session::{Freshness, HomeError, Session, SessionError, State, VaultFolder};
 use crate::vault::keyfile::{Cost, Protection};
 use crate::vault::sheet::RecoverySheet;
 
@@ -46,6 +46,8 @@ pub(super) enum VaultCommand {
     /// Show or choose how new data is coded
     Scheme(SchemeOptions),
 }
+    /// Go on from the older state that the cluster shows, where a newer one that this device has seen is lost
+    AcceptRollback(AcceptRollback),
 
 /// Options of commands that need nothing else.
 #[derive(Debug, Args)]
@@ -116,6 +118,16 @@ pub(super) struct SchemeOptions {
 }
 
 impl VaultCommand {
+/// Options of `accept-rollback`.
+#[derive(Debug, Args)]
+pub(super) struct AcceptRollback {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
     pub(super) fn options(&self) -> &Options {
         match self {
             Self::Create(create) => &create.options,
@@ -124,6 +136,7 @@ impl VaultCommand {
             Self::Sheet(sheet) => &sheet.options,
             Self::Scheme(scheme) => &scheme.options,
         }
+            Self::AcceptRollback(accept) => &accept.options,
     }
 }
 
@@ -136,6 +149,7 @@ pub(super) async fn run(context: &Context<'_>, command: VaultCommand) -> anyhow:
         VaultCommand::Sheet(sheet) => self::sheet(context, sheet).await,
         VaultCommand::Scheme(scheme) => self::scheme(context, scheme).await,
     }
+        VaultCommand::AcceptRollback(accept) => accept_rollback(context, accept).await,
 }
 
 /// The folder of a vault to be set up.
@@ -366,6 +380,54 @@ async fn scheme(context: &Context<'_>, chosen: SchemeOptions) -> anyhow::Result<
 }
 
 /// When the state was committed and by whom.
+    warn_of_no_parity(context.screen, scheme);
+    session.close().await;
+    Ok(0)
+}
+
+async fn accept_rollback(context: &Context<'_>, accept: AcceptRollback) -> anyhow::Result<u8> {
+    let session = context.open().await?;
+    let state = waiting(context.screen, "the vault's newest state from enough nodes", session.state()).await?;
+    let screen = context.screen;
+    if let Freshness::PossiblyStale(why) = &state.freshness {
+        let why = format!(
+            "whether the newest state of the vault is lost cannot be told now ({why}). Nothing was changed: try again \
+             when more nodes are up"
+        );
+        return Err(NotCertain(why).into());
+    }
+    let Some(rollback) = state.rollback.clone() else {
+        if screen.json {
+            screen.object(&json!({ "accepted": false, "shown_ms": state.committed_ms }))?;
+        } else {
+            screen.remark(format!(
+                "There is nothing to accept: the cluster shows all that this device has seen (the state of {}).",
+                committed_text(&state)
+            ))?;
+        }
+        if state.behind {
+            screen.warn(
+                "too many nodes were lost at once: commits of other devices may be missing. This device can write; \
+                 whoever made such commits stores those files again",
+            );
+        }
+        session.close().await;
+        return Ok(0);
+    };
+    let (shown, seen) = (committed_text(&state), human::date(rollback.seen_ms));
+    if !accept.yes {
+        agree(&format!(
+            "The cluster shows the vault's state of {shown}.\nThis device has seen a newer one, of {seen}: nodes have lost \
+             it or hide it.\nIf you go on from the older one, what was stored between the two is missing, unless the newer \
+             one comes back:\nthen both are merged. Nodes that are away may have it: bring them back first.\n"
+        ))?;
+    }
+    session.accept_rollback(&state)?;
+    if screen.json {
+        screen.object(&json!({ "accepted": true, "shown_ms": state.committed_ms, "seen_ms": rollback.seen_ms }))?;
+    } else {
+        screen.remark(format!("The vault goes on from its state of {shown}, not from the newer one of {seen}."))?;
+    }
 fn committed_text(state: &State) -> String {
     match (state.committed_ms, &state.host[..]) {
         (0, _) => "its making, without any files yet".into(),
