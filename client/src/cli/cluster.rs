@@ -254,7 +254,7 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
     let mut counts: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
     if stripes.silent > 0 {
-        counts.push(format!("and those of {} unheard", human::count(stripes.silent, "node")));
+        counts.push(format!("those of {} not known", human::count(stripes.silent, "node")));
     }
     let mut facts = Table::new(0, &[]);
     facts.fact("cluster", session.cluster_id().to_string());
