@@ -207,3 +207,6 @@ impl Session {
         self.inner.endpoint.close(CLOSE_DEADLINE).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -512,7 +512,7 @@ async fn rollbacks_are_told_and_restored_images_take_a_new_number() {
     let refused = session.writer().await.err().unwrap();
     assert!(matches!(refused, SessionError::RolledBack { .. }), "{refused}");
     assert!(session.state().await.unwrap().rollback.is_some(), "still");
-    session.accept_rollback().await.unwrap();
+    session.accept_rollback(&session.state().await.unwrap()).unwrap();
     assert_eq!(session.state().await.unwrap().rollback, None);
     commit("four").await;
     assert_eq!(everything(&session).await.len(), 4);

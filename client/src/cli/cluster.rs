@@ -54,9 +54,11 @@ pub(crate) struct Stripes {
     unconfirmed: u64,
     malformed: u64,
     unknown: u64,
+    /// Members, whether they answered or not.
+    members: u64,
     /// Members that did not answer.
     silent: u64,
-    /// Nodes whose count is missing or old.
+    /// Nodes whose count is missing, old, or from before nodes came up.
     unsurveyed: u64,
     /// Shards that the nodes hold.
     shards: u64,
@@ -74,12 +76,16 @@ pub(crate) enum Verdict {
 
 impl Stripes {
     pub(crate) fn sum<'a>(answers: impl IntoIterator<Item = Option<&'a StatusReply>>) -> Self {
-        let mut sum = Self::default();
-        for answer in answers {
-            let Some(status) = answer else {
-                sum.silent += 1;
-                continue;
-            };
+        let answers: Vec<Option<&StatusReply>> = answers.into_iter().collect();
+        let heard: Vec<&StatusReply> = answers.iter().flatten().copied().collect();
+        // A survey from before a node came up, or from before it was noticed, is of another ring.
+        let youngest_ms = heard.iter().map(|status| status.uptime_ms).min().unwrap_or(0);
+        let unnoticed = |status: &StatusReply| {
+            heard.iter().any(|other| other.node != status.node && !status.up.contains(&other.node))
+        };
+        let mut sum = Self { members: answers.len() as u64, ..Self::default() };
+        sum.silent = (answers.len() - heard.len()) as u64;
+        for status in &heard {
             sum.whole += status.stripes_whole;
             sum.degraded += status.stripes_degraded;
             sum.at_risk += status.stripes_at_risk;
@@ -89,7 +95,8 @@ impl Stripes {
             sum.unknown += status.stripes_unknown;
             sum.shards += status.shards;
             // The age of a survey that never was is the largest number there is.
-            sum.unsurveyed += u64::from(status.survey_age_ms > SURVEY_OLD_MS);
+            let old = status.survey_age_ms > SURVEY_OLD_MS || status.survey_age_ms > youngest_ms;
+            sum.unsurveyed += u64::from(old || unnoticed(status));
         }
         sum
     }
@@ -99,7 +106,7 @@ impl Stripes {
             Verdict::Unreadable
         } else if self.at_risk > 0 {
             Verdict::AtRisk
-        } else if self.unsurveyed > 0 || self.unknown > 0 || (self.total() == 0 && self.shards > 0) {
+        } else if self.silent > 0 || self.unsurveyed > 0 || self.unknown > 0 || (self.total() == 0 && self.shards > 0) {
             Verdict::NotYetKnown
         } else if self.degraded > 0 {
             Verdict::Repairing
@@ -110,34 +117,61 @@ impl Stripes {
 
     /// In plain words.
     pub(crate) fn sentence(&self) -> String {
-        let away = match self.silent {
-            0 => String::new(),
-            silent => format!(
-                " {} not answer.",
-                if silent == 1 { "1 node does".into() } else { format!("{silent} nodes do") }
-            ),
-        };
-        let text = match self.verdict() {
+        match self.verdict() {
             Verdict::Safe if self.total() == 0 => "Nothing is stored yet.".into(),
             Verdict::Safe => format!("Yes: all {} have all their shards.", human::count(self.whole, "stripe")),
-            Verdict::Repairing => format!(
-                "Yes, with less to spare: {} of {} lack shards and are being repaired.",
-                self.degraded,
-                human::count(self.total(), "stripe")
-            ),
+            Verdict::Repairing => format!("Yes, with less to spare: {} and are being repaired.", self.lacking()),
             Verdict::AtRisk => format!(
-                "At risk: {} can hardly bear another loss. Bring nodes back, or add some.",
-                human::count(self.at_risk, "stripe")
+                "At risk: {} can hardly bear another loss. Bring nodes back, or add some.{}",
+                human::count(self.at_risk, "stripe"),
+                self.missing()
             ),
             Verdict::Unreadable => format!(
-                "NO: {} cannot be read with the nodes that are up. Bring nodes back.",
-                human::count(self.unreadable, "stripe")
+                "NO: {} cannot be read with the nodes that are up. Bring nodes back.{}",
+                human::count(self.unreadable, "stripe"),
+                self.missing()
             ),
-            Verdict::NotYetKnown => {
-                "Not yet known: nodes are still looking through their stripes. Ask again in a minute.".into()
-            }
+            Verdict::NotYetKnown => format!("Not known yet: {}", self.doubt()),
+        }
+    }
+
+    /// Why there is no verdict, and what to do.
+    fn doubt(&self) -> String {
+        let so_far = match (self.total(), self.degraded) {
+            (0, _) => String::new(),
+            (total, 0) => format!(" Of {} that others report, none lacks shards.", human::count(total, "stripe")),
+            _ => format!(" Of those that others report, {}.", self.lacking()),
         };
-        text + &away
+        match (self.silent, self.unsurveyed) {
+            (0, 0) => "nodes are still looking through their stripes. Ask again in a minute.".into(),
+            (0, late) => format!(
+                "{} not looked through {} stripes since nodes came or went. Ask again in a minute.",
+                if late == 1 { "1 node has".into() } else { format!("{late} nodes have") },
+                if late == 1 { "its" } else { "their" },
+            ),
+            _ => format!(
+                "{}{so_far} Bring the silent back, or declare them lost ('potluck node lost').",
+                self.missing().trim_start()
+            ),
+        }
+    }
+
+    /// That some lack shards.
+    fn lacking(&self) -> String {
+        let verb = if self.degraded == 1 { "lacks" } else { "lack" };
+        format!("{} of {} {verb} shards", self.degraded, human::count(self.total(), "stripe"))
+    }
+
+    /// Whose reports are missing from the sums; empty if nobody's.
+    fn missing(&self) -> String {
+        match self.silent {
+            0 => String::new(),
+            1 => format!(" 1 of {} does not answer: its stripes are not counted.", human::count(self.members, "node")),
+            silent => {
+                let nodes = human::count(self.members, "node");
+                format!(" {silent} of {nodes} do not answer: their stripes are not counted.")
+            }
+        }
     }
 
     fn total(&self) -> u64 {
@@ -195,6 +229,7 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
                 "malformed": stripes.malformed,
                 "unknown": stripes.unknown,
             },
+            "nodes": stripes.members,
             "nodes_silent": stripes.silent,
             "nodes_unsurveyed": stripes.unsurveyed,
         }))?;
@@ -216,8 +251,11 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
         (stripes.malformed, "malformed"),
         (stripes.unknown, "not looked at yet"),
     ];
-    let counts: Vec<String> =
+    let mut counts: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    if stripes.silent > 0 {
+        counts.push(format!("those of {} not known", human::count(stripes.silent, "node")));
+    }
     let mut facts = Table::new(0, &[]);
     facts.fact("cluster", session.cluster_id().to_string());
     facts.fact("stripes", if counts.is_empty() { "none".into() } else { counts.join(", ") });
@@ -308,10 +346,38 @@ mod tests {
     #[test]
     fn sentences_name_numbers_and_silent_nodes() {
         let one = node(5, 0, 0, 0);
-        let sum = Stripes::sum([Some(&one), None]);
-        assert_eq!(sum.sentence(), "Yes: all 5 stripes have all their shards. 1 node does not answer.");
+        let sum = Stripes::sum([Some(&one)]);
+        assert_eq!(sum.sentence(), "Yes: all 5 stripes have all their shards.");
         let two = node(4, 2, 0, 0);
-        let text = Stripes::sum([Some(&two), None, None]).sentence();
-        assert!(text.contains("2 of 6 stripes lack shards") && text.ends_with("2 nodes do not answer."), "{text}");
+        let text = Stripes::sum([Some(&two)]).sentence();
+        assert_eq!(text, "Yes, with less to spare: 2 of 6 stripes lack shards and are being repaired.");
+        let risky = node(4, 0, 2, 0);
+        let text = Stripes::sum([Some(&risky), None, None]).sentence();
+        assert!(text.ends_with("2 of 3 nodes do not answer: their stripes are not counted."), "{text}");
+    }
+
+    #[test]
+    fn nobody_is_told_yes_while_a_node_is_unheard_or_has_not_looked_again() {
+        for heard in [node(5, 0, 0, 0), node(4, 2, 0, 0), node(0, 0, 0, 0)] {
+            let sum = Stripes::sum([Some(&heard), None]);
+            assert_eq!(sum.verdict(), Verdict::NotYetKnown);
+            let text = sum.sentence();
+            assert!(text.starts_with("Not known yet: 1 of 2 nodes does not answer: its stripes are not"), "{text}");
+        }
+        // One has come up after the other's last survey.
+        let named = |name: &'static [u8], up: &[&'static [u8]], uptime_ms, survey_age_ms| StatusReply {
+            node: name.into(),
+            up: up.iter().map(|name| (*name).into()).collect(),
+            uptime_ms,
+            survey_age_ms,
+            ..node(5, 0, 0, 0)
+        };
+        let verdict = |one: StatusReply, two: StatusReply| Stripes::sum([Some(&one), Some(&two)]).verdict();
+        let fresh = || named(b"b", &[b"a"], 9_000, 8_000);
+        assert_eq!(verdict(named(b"a", &[b"b"], 900_000, 7_000), fresh()), Verdict::Safe);
+        assert_eq!(verdict(named(b"a", &[b"b"], 900_000, 20_000), fresh()), Verdict::NotYetKnown);
+        assert_eq!(verdict(named(b"a", &[], 900_000, 7_000), fresh()), Verdict::NotYetKnown, "not noticed yet");
+        let sum = Stripes::sum([Some(&named(b"a", &[], 900_000, 7_000)), Some(&fresh())]);
+        assert!(sum.sentence().contains("1 node has not looked through its stripes"), "{}", sum.sentence());
     }
 }

@@ -79,7 +79,8 @@ pub(super) fn doubts(state: &State) -> Vec<String> {
     }
     if let Some(rollback) = &state.rollback {
         doubts.push(format!(
-            "the cluster shows an older state than this device has seen (of {}): nodes have lost or hide the newer one",
+            "the cluster shows an older state than this device has seen (of {}): nodes have lost or hide the newer one. \
+             Nothing can be written until it is back, or until 'potluck vault accept-rollback'",
             human::date(rollback.seen_ms)
         ));
     }

@@ -10,6 +10,11 @@ use crate::vault::VaultError;
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
+/// A token or the words of a sheet are not what was given out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoKey(pub(super) String);
+
 /// A passphrase is wanted and there is none.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -42,14 +47,16 @@ impl Failure {
             if cause.is::<Usage>() {
                 return Self { code: 2, silent: false };
             }
-            if cause.is::<NoPassphrase>() {
+            if cause.is::<NoPassphrase>() || cause.is::<NoKey>() {
                 return Self { code: 4, silent: false };
             }
             if cause.is::<NotCertain>() {
                 return Self { code: 5, silent: false };
             }
-            if cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
-                return Self { code: 0, silent: true };
+            match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+                Some(ErrorKind::BrokenPipe) => return Self { code: 0, silent: true },
+                Some(ErrorKind::NotFound) => return Self { code: 3, silent: false },
+                _ => {}
             }
         }
         Self { code: 1, silent: false }
@@ -71,6 +78,9 @@ mod tests {
         assert_eq!(code(missing.context("while reading").unwrap_err()), 3);
         let path = crate::vault::path::file("../x").map_err(VaultError::from).map_err(SessionError::from);
         assert_eq!(code(path.unwrap_err().into()), 2);
+        let no_file: Result<(), _> = Err(std::io::Error::from(ErrorKind::NotFound));
+        assert_eq!(code(no_file.context("cannot read x").unwrap_err()), 3);
+        assert_eq!(code(NoKey("garbled".into()).into()), 4);
         let closed = anyhow::Error::from(std::io::Error::from(ErrorKind::BrokenPipe));
         assert!(Failure::of(&closed).silent);
     }

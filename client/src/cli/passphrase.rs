@@ -49,20 +49,25 @@ pub(super) fn choose(options: &Options) -> anyhow::Result<Zeroizing<String>> {
     let text = match given(options)? {
         Some(text) => text,
         None => {
-            let text = at_terminal("New passphrase for this device: ")?;
+            let text = at_terminal(&format!("New passphrase for this device, at least {SHORTEST} characters: "))?;
+            long_enough(&text)?;
             if *at_terminal("The same once more: ")? != *text {
                 return Err(NoPassphrase("the two passphrases differ: nothing was made".into()).into());
             }
             text
         }
     };
-    if text.chars().count() < SHORTEST {
-        let why = format!(
-            "a passphrase needs at least {SHORTEST} characters; if this device needs none, say so with --no-passphrase"
-        );
-        return Err(NoPassphrase(why).into());
-    }
+    long_enough(&text)?;
     Ok(text)
+}
+
+fn long_enough(text: &str) -> Result<(), NoPassphrase> {
+    if text.chars().count() >= SHORTEST {
+        return Ok(());
+    }
+    Err(NoPassphrase(format!(
+        "a passphrase needs at least {SHORTEST} characters; if this device needs none, say so with --no-passphrase"
+    )))
 }
 
 fn at_terminal(prompt: &str) -> anyhow::Result<Zeroizing<String>> {

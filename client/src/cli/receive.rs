@@ -174,18 +174,25 @@ struct Done {
 enum Failed {
     /// It is left out, the others go on.
     LeftOut(String),
+    /// So with this path of this machine.
+    Here(PathBuf, io::Error),
     /// Nothing goes on.
     All(anyhow::Error),
 }
 
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Self {
+/// The system did not do what was asked for at a path of this machine.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Failed + '_ {
+    move |error| {
         // A full disk is full for the others too.
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-                Failed::All(error.into())
-            }
-            _ => Failed::LeftOut(error.to_string()),
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+        );
+        if full {
+            let what = format!("cannot write {}", path.display());
+            Failed::All(anyhow::Error::new(error).context(what))
+        } else {
+            Failed::Here(path.into(), error)
         }
     }
 }
@@ -219,6 +226,9 @@ impl Restore<'_> {
         match made {
             Ok(()) => Ok(()),
             Err(Failed::LeftOut(why)) => Err(anyhow::anyhow!("{}: {why}", human::name(key))),
+            Err(Failed::Here(path, error)) => {
+                Err(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+            }
             Err(Failed::All(error)) => Err(error),
         }
     }
@@ -277,6 +287,7 @@ impl Restore<'_> {
             Ok(()) => return Ok(()),
             Err(Failed::All(error)) => return Err(error.context(format!("while fetching {}", human::name(key)))),
             Err(Failed::LeftOut(why)) => why,
+            Err(Failed::Here(path, error)) => format!("cannot write {}: {error}", path.display()),
         };
         self.done.left_out += 1;
         if self.done.left_out <= NAMED {
@@ -297,8 +308,10 @@ impl Restore<'_> {
             match fs::symlink_metadata(&folder) {
                 Ok(there) if there.is_dir() => {}
                 Ok(_) => return Err(Failed::LeftOut(format!("{} is in the way", folder.display()))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir(&folder)?,
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir(&folder).map_err(at(&folder))?
+                }
+                Err(error) => return Err(at(&folder)(error)),
             }
         }
         self.safe = whole;
@@ -309,16 +322,16 @@ impl Restore<'_> {
         if fs::symlink_metadata(place).is_ok_and(|there| there.is_dir()) {
             return Err(Failed::LeftOut(format!("there is a folder at {}", place.display())));
         }
-        let beside = Beside::new(place)?;
+        let beside = Beside::new(place).map_err(at(place))?;
         let reader: FileReader = self.reader.open(entry.clone());
         let mut stream = reader.stream(0..u64::MAX);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes?;
-            tokio::task::block_in_place(|| (&beside.file).write_all(&bytes))?;
+            tokio::task::block_in_place(|| (&beside.file).write_all(&bytes)).map_err(at(place))?;
             self.meter.add(bytes.len() as u64);
         }
-        restore_meta(&beside.path, &entry)?;
-        beside.finish(place)?;
+        restore_meta(&beside.path, &entry).map_err(at(place))?;
+        beside.finish(place).map_err(at(place))?;
         self.done.files += 1;
         self.done.bytes += entry.size;
         Ok(())
@@ -331,10 +344,10 @@ impl Restore<'_> {
             Ok(there) if there.is_dir() => {
                 return Err(Failed::LeftOut(format!("there is a folder at {}", place.display())));
             }
-            Ok(_) => fs::remove_file(place)?,
+            Ok(_) => fs::remove_file(place).map_err(at(place))?,
             Err(_) => {}
         }
-        std::os::unix::fs::symlink(target, place)?;
+        std::os::unix::fs::symlink(target, place).map_err(at(place))?;
         self.done.files += 1;
         Ok(())
     }
@@ -404,6 +417,15 @@ mod tests {
         for bad in [&b"../a"[..], b"/etc/passwd", b"a//b", b"a/../../b", b"", b"a\0b"] {
             assert_eq!(safe_path(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let place = Path::new("/nosuch/dir/x");
+        let failed = Beside::new(place).map_err(at(place)).err().unwrap();
+        assert!(
+            matches!(failed, Failed::Here(path, error) if path == place && error.kind() == io::ErrorKind::NotFound)
+        );
     }
 
     #[test]

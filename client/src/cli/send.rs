@@ -311,6 +311,8 @@ fn tell(
         return Ok(());
     }
     let files = match (done.files, done.unchanged) {
+        // Read again, and found to be what the vault has.
+        _ if committed.unchanged => format!("nothing new in {}", human::count(done.files + done.unchanged, "file")),
         (0, unchanged) => format!("nothing new in {}", human::count(unchanged, "file")),
         (files, 0) => format!("stored {}", human::count(files, "file")),
         (files, unchanged) => format!("stored {} ({unchanged} unchanged)", human::count(files, "file")),
@@ -327,10 +329,7 @@ fn tell(
         ))?;
     }
     if let Some(why) = &committed.degraded {
-        screen.warn(format!(
-            "stored with fewer copies than {scheme} has: {why}. Until repair has made it whole, no more than {} may be lost",
-            human::count(committed.losses_survived as u64, "node")
-        ));
+        screen.warn(why);
     }
     for conflict in &committed.conflicts {
         screen.warn(format!(

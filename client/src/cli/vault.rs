@@ -1,6 +1,6 @@
 //! `potluck vault`: make a vault, open it, get it back from its recovery sheet, look at it.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,14 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::context::{Context, doubts};
-use super::failure::Usage;
+use super::failure::{NoKey, NotCertain, Usage};
 use super::meter::waiting;
 use super::options::Options;
+use super::screen::Screen;
 use super::table::{Cell, Table};
 use super::{human, passphrase};
 use crate::session::home::DEFAULT_VAULT;
-use crate::session::{HomeError, Session, SessionError, State, VaultFolder};
+use crate::session::{Freshness, HomeError, Session, SessionError, State, VaultFolder};
 use crate::vault::keyfile::{Cost, Protection};
 use crate::vault::sheet::RecoverySheet;
 
@@ -45,6 +46,8 @@ pub(super) enum VaultCommand {
     Sheet(Sheet),
     /// Show or choose how new data is coded
     Scheme(SchemeOptions),
+    /// Go on from the older state that the cluster shows, where a newer one that this device has seen is lost
+    AcceptRollback(AcceptRollback),
 }
 
 /// Options of commands that need nothing else.
@@ -115,6 +118,16 @@ pub(super) struct SchemeOptions {
     options: Options,
 }
 
+/// Options of `accept-rollback`.
+#[derive(Debug, Args)]
+pub(super) struct AcceptRollback {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
 impl VaultCommand {
     pub(super) fn options(&self) -> &Options {
         match self {
@@ -123,6 +136,7 @@ impl VaultCommand {
             Self::Open(plain) | Self::Status(plain) => &plain.options,
             Self::Sheet(sheet) => &sheet.options,
             Self::Scheme(scheme) => &scheme.options,
+            Self::AcceptRollback(accept) => &accept.options,
         }
     }
 }
@@ -135,6 +149,7 @@ pub(super) async fn run(context: &Context<'_>, command: VaultCommand) -> anyhow:
         VaultCommand::Status(_) => status(context).await,
         VaultCommand::Sheet(sheet) => self::sheet(context, sheet).await,
         VaultCommand::Scheme(scheme) => self::scheme(context, scheme).await,
+        VaultCommand::AcceptRollback(accept) => accept_rollback(context, accept).await,
     }
 }
 
@@ -162,22 +177,26 @@ fn protection(passphrase: &Option<Zeroizing<String>>) -> Protection<'_> {
 
 async fn create(context: &Context<'_>, create: Create) -> anyhow::Result<u8> {
     let folder = new_folder(context, &create.keeping)?;
+    let place = || create.sheet.as_deref().map(NewSheet::at).transpose();
+    // Tried, and given up again: at the prompt, Ctrl-C ends the program without a clean-up.
+    drop(place()?);
     let token = match &create.token[..] {
         "-" => read_bounded(std::io::stdin().lock())?,
         text => Zeroizing::new(text.to_string()),
     };
-    let token: InviteToken = token.trim().parse().map_err(|error| Usage(format!("{error}")))?;
-    if let Some(path) = &create.sheet {
-        refuse_existing(path)?;
-    }
+    let token: InviteToken = token.trim().parse().map_err(|error| NoKey(format!("{error}")))?;
     let passphrase = choose(context, &create.keeping)?;
+    let file = place()?;
     let name = folder.name().to_string();
     let made = Session::create(&context.environment, folder, &token, protection(&passphrase), create.scheme);
     let made = waiting(context.screen, "nodes to admit the vault and to take its first state", made).await?;
     let (session, sheet) = made;
     let scheme = session.scheme();
     let screen = context.screen;
-    let written = create.sheet.as_deref().map(|path| write_sheet(path, &sheet)).transpose()?.is_some();
+    let written = file.is_some();
+    if let Some(file) = file {
+        file.write(&sheet).with_context(|| format!("vault {name} is made"))?;
+    }
     if screen.json {
         let mut value = json!({
             "name": name,
@@ -206,6 +225,7 @@ async fn create(context: &Context<'_>, create: Create) -> anyhow::Result<u8> {
         }
         screen.remark("Next: potluck put -r FOLDER NAME")?;
     }
+    warn_of_no_parity(screen, scheme);
     session.close().await;
     Ok(0)
 }
@@ -225,7 +245,12 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         }
     };
     let sheet: RecoverySheet =
-        text.parse().map_err(|error| Usage(format!("the recovery sheet cannot be read: {error}")))?;
+        text.parse().map_err(|error| NoKey(format!("the recovery sheet cannot be read: {error}")))?;
+    if sheet.nodes.is_empty() {
+        let why = "the recovery sheet names no nodes, so nobody knows where the cluster is: write the line 'Nodes:' and \
+                   under it KEY@ADDRESS:PORT of any node of the cluster, then run this again";
+        return Err(Usage(why.into()).into());
+    }
     let passphrase = choose(context, &recover.keeping)?;
     let name = folder.name().to_string();
     let found = Session::recover(&context.environment, folder, &sheet, protection(&passphrase));
@@ -240,9 +265,9 @@ async fn recover(context: &Context<'_>, recover: Recover) -> anyhow::Result<u8> 
         screen.object(&value)?;
     } else {
         screen.remark(format!(
-            "Vault {} is back: {} entries, {}, as of {}.",
+            "Vault {} is back: {}, {}, as of {}.",
             screen.paint(&name, Style::new().bold()),
-            state.files,
+            entries(state.files),
             human::size(state.bytes),
             committed_text(state)
         ))?;
@@ -301,7 +326,7 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
     table.fact("cluster", session.cluster_id().to_string());
     table.fact("nodes", format!("{up} up of {admitted}"));
     table.fact("folder", session.folder().path().display().to_string());
-    table.fact("holds", format!("{} entries, {}", state.files, human::size(state.bytes)));
+    table.fact("holds", format!("{}, {}", entries(state.files), human::size(state.bytes)));
     table.fact("state of", committed_text(&state));
     let doubts = doubts(&state);
     if doubts.is_empty() {
@@ -321,17 +346,16 @@ async fn status(context: &Context<'_>) -> anyhow::Result<u8> {
 }
 
 async fn sheet(context: &Context<'_>, sheet: Sheet) -> anyhow::Result<u8> {
-    if let Some(path) = &sheet.output {
-        refuse_existing(path)?;
-    }
+    let place = || sheet.output.as_deref().map(NewSheet::at).transpose();
+    drop(place()?);
     let session = context.open().await?;
+    let file = place()?;
     let text = session.recovery_sheet();
-    match &sheet.output {
-        Some(path) => {
-            write_sheet(path, &text)?;
-            context
-                .screen
-                .remark(format!("The recovery sheet is in {}: print it, and delete the file.", path.display()))?;
+    match file {
+        Some(file) => {
+            let path = file.path.display().to_string();
+            file.write(&text)?;
+            context.screen.remark(format!("The recovery sheet is in {path}: print it, and delete the file."))?;
         }
         None if context.screen.json => context.screen.object(&json!({ "recovery_sheet": text.to_string() }))?,
         None => context.screen.line(text.to_string().trim_end())?,
@@ -356,8 +380,70 @@ async fn scheme(context: &Context<'_>, chosen: SchemeOptions) -> anyhow::Result<
     } else {
         context.screen.line(scheme_text(scheme))?;
     }
+    warn_of_no_parity(context.screen, scheme);
     session.close().await;
     Ok(0)
+}
+
+async fn accept_rollback(context: &Context<'_>, accept: AcceptRollback) -> anyhow::Result<u8> {
+    let session = context.open().await?;
+    let state = waiting(context.screen, "the vault's newest state from enough nodes", session.state()).await?;
+    let screen = context.screen;
+    if let Freshness::PossiblyStale(why) = &state.freshness {
+        let why = format!(
+            "whether the newest state of the vault is lost cannot be told now ({why}). Nothing was changed: try again \
+             when more nodes are up"
+        );
+        return Err(NotCertain(why).into());
+    }
+    let Some(rollback) = state.rollback.clone() else {
+        if screen.json {
+            screen.object(&json!({ "accepted": false, "shown_ms": state.committed_ms }))?;
+        } else {
+            screen.remark(format!(
+                "There is nothing to accept: the cluster shows all that this device has seen (the state of {}).",
+                committed_text(&state)
+            ))?;
+        }
+        if state.behind {
+            screen.warn(
+                "too many nodes were lost at once: commits of other devices may be missing. This device can write; \
+                 whoever made such commits stores those files again",
+            );
+        }
+        session.close().await;
+        return Ok(0);
+    };
+    let (shown, seen) = (committed_text(&state), human::date(rollback.seen_ms));
+    if !accept.yes {
+        agree(&format!(
+            "The cluster shows the vault's state of {shown}.\nThis device has seen a newer one, of {seen}: nodes have lost \
+             it or hide it.\nIf you go on from the older one, what was stored between the two is missing, unless the newer \
+             one comes back:\nthen both are merged. Nodes that are away may have it: bring them back first.\n"
+        ))?;
+    }
+    session.accept_rollback(&state)?;
+    if screen.json {
+        screen.object(&json!({ "accepted": true, "shown_ms": state.committed_ms, "seen_ms": rollback.seen_ms }))?;
+    } else {
+        screen.remark(format!("The vault goes on from its state of {shown}, not from the newer one of {seen}."))?;
+    }
+    session.close().await;
+    Ok(0)
+}
+
+/// Asks at the terminal, and returns only if the answer is yes.
+fn agree(question: &str) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(
+            Usage("this asks, and there is no terminal to ask at: add --yes. Nothing was changed".into()).into()
+        );
+    }
+    eprint!("{question}Type yes to go on: ");
+    let mut answer = String::new();
+    std::io::stdin().lock().take(SHEET_LIMIT).read_line(&mut answer).context("the answer cannot be read")?;
+    anyhow::ensure!(answer.trim().eq_ignore_ascii_case("yes"), "the answer was not yes: nothing was changed");
+    Ok(())
 }
 
 /// When the state was committed and by whom.
@@ -391,6 +477,21 @@ fn scheme_object(scheme: Scheme) -> serde_json::Value {
     })
 }
 
+/// `1 entry`, `3 entries`.
+fn entries(number: u64) -> String {
+    if number == 1 { "1 entry".into() } else { format!("{number} entries") }
+}
+
+/// Says so where a scheme bears no loss at all.
+fn warn_of_no_parity(screen: &Screen, scheme: Scheme) {
+    if scheme.m() == 0 {
+        screen.warn(format!(
+            "{scheme} has no parity: with any node that is away files cannot be read, and with any node that is lost they \
+             are lost. Add nodes and choose a scheme with parity, or keep another copy elsewhere"
+        ));
+    }
+}
+
 /// What a scheme gives: losses borne, space, how likely data can be read.
 fn readability_facts(scheme: Scheme) -> [(&'static str, String); 3] {
     let stripe = human::percent(readability(scheme, ASSUMED_UPTIME));
@@ -420,27 +521,54 @@ fn read_bounded(source: impl Read) -> anyhow::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-fn refuse_existing(path: &Path) -> anyhow::Result<()> {
-    if path.exists() {
-        return Err(Usage(format!("{} exists already: name a new file for the recovery sheet", path.display())).into());
-    }
-    Ok(())
+/// A new file for a recovery sheet, which its owner alone reads; gone if it is dropped before the sheet is in it.
+///
+/// It is made before a vault is, so that a place that cannot be written to costs no invite.
+#[derive(Debug)]
+struct NewSheet {
+    path: PathBuf,
+    file: std::fs::File,
+    written: bool,
 }
 
-/// A new file that its owner alone reads.
-fn write_sheet(path: &Path, sheet: &RecoverySheet) -> anyhow::Result<()> {
-    let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(sheet.to_string().as_bytes())?;
-        file.sync_all()
-    };
-    write().with_context(|| {
-        format!("the recovery sheet cannot be written to {}: show it with 'potluck vault sheet'", path.display())
-    })
+impl NewSheet {
+    fn at(path: &Path) -> anyhow::Result<Self> {
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        match made {
+            Ok(file) => Ok(Self { path: path.into(), file, written: false }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let why = format!("{} exists already: name a new file for the recovery sheet", path.display());
+                Err(Usage(why).into())
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("the recovery sheet cannot be written to {}", path.display()))
+            }
+        }
+    }
+
+    fn write(mut self, sheet: &RecoverySheet) -> anyhow::Result<()> {
+        let written = self.file.write_all(sheet.to_string().as_bytes()).and_then(|()| self.file.sync_all());
+        written.with_context(|| {
+            let path = self.path.display();
+            format!("the recovery sheet cannot be written to {path}: show it with 'potluck vault sheet'")
+        })?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewSheet {
+    fn drop(&mut self) {
+        if !self.written {
+            // An empty file, or half a sheet: the next attempt finds its place free.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::Failure;
     use super::*;
 
     #[test]
@@ -462,8 +590,12 @@ mod tests {
             cluster: potluck_proto::id::ClusterId([1; 32]),
             nodes: Vec::new(),
         };
-        write_sheet(&path, &sheet).unwrap();
-        assert!(write_sheet(&path, &sheet).is_err() && refuse_existing(&path).is_err());
+        drop(NewSheet::at(&path).unwrap());
+        assert!(!path.exists(), "nothing is left where no vault was made");
+        NewSheet::at(&path).unwrap().write(&sheet).unwrap();
+        assert_eq!(Failure::of(&NewSheet::at(&path).unwrap_err()).code, 2);
+        assert_eq!(Failure::of(&NewSheet::at(&path.join("below")).unwrap_err()).code, 1);
+        assert_eq!(Failure::of(&NewSheet::at(&folder.path().join("none/sheet")).unwrap_err()).code, 3);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_to_string(&path).unwrap().parse(), Ok(sheet));
     }

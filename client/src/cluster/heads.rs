@@ -152,11 +152,15 @@ impl Cluster {
                 Some(self.why_stale(&tally, until).await)
             };
             let hopeless = stale.as_ref().is_some_and(Stale::is_hopeless);
-            if stale.is_none() || hopeless || Instant::now() >= until {
+            let last = stale.is_none() || hopeless || Instant::now() >= until;
+            if !last {
+                self.prepare_retry(&tally, until).await;
+            }
+            // Nobody would have the time to answer another question: this is how it stands.
+            if last || Instant::now() >= until {
                 let behind = tally.behind();
                 return HeadsRead { heads: heads.iter().cloned().collect(), stale, behind };
             }
-            self.prepare_retry(&tally, until).await;
         }
     }
 
@@ -243,11 +247,14 @@ impl Cluster {
                 WriteVerdict::Refused(error) => return Err(WriteHeadError::Refused(error)),
                 WriteVerdict::Missing => {}
             }
+            if Instant::now() < until {
+                self.prepare_retry(&tally, until).await;
+            }
+            // Nobody would have the time to answer another question: this is how it stands.
             if Instant::now() >= until {
                 let (needed, replicas) = (tally.list().quorum(), tally.list().len());
                 return Err(WriteHeadError::TooFew { reachable: tally.accepted(), needed, replicas });
             }
-            self.prepare_retry(&tally, until).await;
         }
     }
 

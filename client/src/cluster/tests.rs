@@ -1,6 +1,6 @@
 //! A client against nodes in memory, over real endpoints on loopback, with faults that are switched on one by one.
 
-mod fake;
+pub(crate) mod fake;
 mod heads;
 mod put;
 mod read;

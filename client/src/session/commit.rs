@@ -97,7 +97,7 @@ impl Writer {
     /// Writes tree, commit and head once. `Err` with the heads that are newer than ours.
     async fn attempt(&mut self, progress: &Progress) -> Result<Result<usize, Vec<SignedHead>>, SessionError> {
         let inner = self.session.inner.clone();
-        let mut counter = self.next_counter()?;
+        let counter = self.next_counter()?;
         let mut vector = self.joined.vector.clone();
         vector.set(counter.number, counter.counter);
         let now = (inner.clock)();
@@ -128,36 +128,24 @@ impl Writer {
         let head = head.sign(&inner.secrets.device);
         // From here on the counter is used, whatever happens.
         inner.folder.set_counter(&Counter { clean: false, ..counter })?;
-        let written = inner.cluster.write_head(&head).await;
-        counter.clean = true;
-        inner.folder.set_counter(&counter)?;
-        let concurrent = match written {
+        let concurrent = match inner.cluster.write_head(&head).await {
             Ok(written) => written.concurrent.iter().filter(|other| other.id() != head.id()).count(),
             // Someone has merged what we wrote before we heard that it was written.
             Err(WriteHeadError::Dominated(theirs)) if includes(&theirs, counter) => 0,
             Err(WriteHeadError::Dominated(theirs)) => return Ok(Err(theirs)),
             Err(error) => return Err(SessionError::Head(error)),
         };
+        // Only now: what too few replicas took may yet come up, and others may build upon it.
+        inner.folder.set_counter(&Counter { clean: true, ..counter })?;
         self.committed(&head, root, vector, commit)?;
         Ok(Ok(concurrent))
     }
 
-    /// The counter of the next head, under a number that nobody else uses.
+    /// The counter of the next head.
     fn next_counter(&self) -> Result<Counter, SessionError> {
         let inner = &self.session.inner;
-        let kept = inner.folder.counter()?.filter(|kept| kept.clean);
-        // A counter beyond ours is that of a machine that this one is an older image of.
-        let kept = kept.filter(|kept| self.joined.vector.get(kept.number) <= kept.counter);
-        let kept = kept.filter(|kept| kept.counter < u64::MAX);
-        Ok(match kept {
-            Some(kept) => Counter { counter: kept.counter + 1, ..kept },
-            None => {
-                let unused = |number: &u64| self.joined.vector.get(*number) == 0;
-                // 64 random bits that anyone has drawn before: not in the life of the universe, but free to rule out.
-                let number = std::iter::repeat_with(|| inner.with_rng(Rng::next_u64)).find(unused).unwrap_or_default();
-                Counter { number, counter: 1, clean: true }
-            }
-        })
+        let kept = inner.folder.counter()?;
+        Ok(counter_after(kept, &self.joined.vector, || inner.with_rng(Rng::next_u64)))
     }
 
     /// Our trees lie in stripes that are on disks now: their roots name them from here on.
@@ -185,6 +173,7 @@ impl Writer {
         self.session.remember_vector(&vector, commit.time_ms)?;
         let parent = crate::vault::commit::Parent { head: head.id(), commit: root };
         self.joined.parents = vec![(parent, vector.clone())];
+        self.base.vector = vector.clone();
         self.joined.vector = vector;
         (self.joined.time_ms, self.joined.host) = (commit.time_ms, commit.host.clone());
         self.dirty = false;
@@ -205,9 +194,10 @@ impl Writer {
         let scheme = self.upload.scheme();
         let losses_survived = totals.survived.unwrap_or(scheme.m());
         let degraded = totals.degraded.then(|| {
+            let nodes = if losses_survived == 1 { "node" } else { "nodes" };
             format!(
-                "too few nodes were up for all shards: {losses_survived} losses are survived now, {} once repair has \
-                 made it whole",
+                "too few nodes were up for all shards of {scheme}: until repair has made it whole, no more than \
+                 {losses_survived} {nodes} may be lost, then {}",
                 scheme.m()
             )
         });
@@ -225,7 +215,57 @@ impl Writer {
     }
 }
 
-/// Whether one of these heads includes what was sent under this counter.
+/// Whether one of these heads includes what was sent under this counter. A counter beyond it was sent by another machine
+/// under our number, from an image of this one: its head need not include ours.
 fn includes(heads: &[SignedHead], counter: Counter) -> bool {
-    heads.iter().any(|head| head.vector.get(counter.number) >= counter.counter)
+    heads.iter().any(|head| head.vector.get(counter.number) == counter.counter)
+}
+
+/// The counter of a head that is made from the state `joined`: the next one of the number kept if `joined` includes all
+/// that was ever sent under that number and nothing else, else the first one of a new number, which `draw` draws.
+///
+/// A counter says that a head includes all that its number has sent before. So a head made from a state that lacks an
+/// earlier one of ours (too few replicas took that one, the user has accepted a rollback) must not have its number: if the
+/// earlier one came up again, merging would take it for an ancestor and its files for removed. A counter in `joined`
+/// beyond the one kept is that of a machine that this one is an older image of.
+fn counter_after(kept: Option<Counter>, joined: &VersionVector, draw: impl FnMut() -> u64) -> Counter {
+    let kept = kept.filter(|kept| kept.clean && joined.get(kept.number) == kept.counter && kept.counter < u64::MAX);
+    match kept {
+        Some(kept) => Counter { counter: kept.counter + 1, ..kept },
+        None => {
+            let unused = |number: &u64| joined.get(*number) == 0;
+            // 64 random bits that anyone has drawn before: not in the life of the universe, but free to rule out.
+            let number = std::iter::repeat_with(draw).find(unused).unwrap_or_default();
+            Counter { number, counter: 1, clean: true }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_goes_on_only_from_a_state_with_all_that_it_has_sent() {
+        let next = |number: u64, counter, clean, seen| {
+            let mut joined = VersionVector::default();
+            joined.set(5, 1);
+            if seen > 0 {
+                joined.set(number, seen);
+            }
+            let mut drawn = [5, 9].into_iter();
+            let after = counter_after(Some(Counter { number, counter, clean }), &joined, || drawn.next().unwrap());
+            (after.number, after.counter)
+        };
+        assert_eq!(next(7, 3, true, 3), (7, 4));
+        assert_eq!(next(7, 3, true, 2), (9, 1), "the state lacks the last head of this device");
+        assert_eq!(next(7, 3, true, 0), (9, 1));
+        assert_eq!(next(7, 3, true, 4), (9, 1), "another machine uses the number");
+        assert_eq!(next(7, 3, false, 3), (9, 1), "the last head was not acknowledged");
+        assert_eq!(next(7, u64::MAX, true, u64::MAX), (9, 1));
+        assert_eq!(
+            counter_after(None, &VersionVector::default(), || 4),
+            Counter { number: 4, counter: 1, clean: true }
+        );
+    }
 }

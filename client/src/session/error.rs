@@ -83,9 +83,9 @@ pub enum SessionError {
     },
     /// The cluster answered with a state that is older than one that this device has seen.
     #[error(
-        "the cluster answers with an older state of the vault than this device has seen{}: nodes have lost or hide the \
-         newest state. Reading shows the older one; nothing was written",
-        seen(*seen_ms)
+        "the cluster answers with an older state of the vault than this device has seen: nodes have lost or hide the \
+         newest state. Reading shows the older one; nothing was written. Bring back the nodes that are away, or, if the \
+         newest state is lost for good, go on from the older one with 'potluck vault accept-rollback'"
     )]
     RolledBack {
         /// When the newer state was committed, milliseconds since 1970; 0 if not known.
@@ -116,10 +116,6 @@ pub enum SessionError {
     /// Work on another thread failed in a way that no input should cause.
     #[error("an internal fault: {0}. Nothing was committed")]
     Internal(String),
-}
-
-fn seen(ms: u64) -> String {
-    if ms == 0 { String::new() } else { format!(" (committed {} s after 1970)", ms / 1000) }
 }
 
 impl SessionError {

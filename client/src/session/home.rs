@@ -226,7 +226,7 @@ pub struct Counter {
     pub number: u64,
     /// The last counter that it may have sent.
     pub counter: u64,
-    /// No head is on its way: whatever was sent was answered.
+    /// Whatever was sent was acknowledged: no head is on its way, and none was left with too few replicas.
     pub clean: bool,
 }
 

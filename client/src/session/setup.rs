@@ -262,7 +262,7 @@ async fn admitted(
 }
 
 /// Puts a session together; nothing is sent yet.
-fn assemble(
+pub(super) fn assemble(
     env: &Environment,
     folder: VaultFolder,
     secrets: DeviceSecrets,

@@ -57,6 +57,8 @@ pub struct State {
     pub heads: usize,
     /// Paths that two devices changed, and where the other version was saved.
     pub conflicts: Vec<Conflict>,
+    /// All that it includes.
+    pub(super) vector: VersionVector,
     /// Nodes of a tree merged in memory, which are nowhere else.
     pub(super) overlay: Arc<HashMap<Digest, Bytes>>,
 }
@@ -164,6 +166,7 @@ impl Session {
             behind: heads.behind,
             heads: heads.heads.len(),
             conflicts: joined.conflicts,
+            vector: joined.vector,
             overlay: Arc::new(scratch.overlay),
         })
     }
@@ -184,14 +187,15 @@ impl Session {
         Ok(())
     }
 
-    /// Takes an older state than was seen before for the true one from now on: after the user has been told.
-    pub async fn accept_rollback(&self) -> Result<(), SessionError> {
-        let heads = self.read_heads().await?;
-        if let Some(stale) = heads.stale {
-            return Err(SessionError::NoQuorum(stale));
+    /// Takes `shown` for the true state from now on, although this device has seen a newer one: after the user has been
+    /// told. Nothing is done if it is no rollback ([`State::rollback`]). Should the newer state come up again, both are
+    /// merged.
+    pub fn accept_rollback(&self, shown: &State) -> Result<(), SessionError> {
+        if shown.rollback.is_none() {
+            return Ok(());
         }
-        let committed_ms = heads.heads.iter().map(|head| head.created_ms).max().unwrap_or(0);
-        Ok(self.inner.folder.set_seen(&Seen { vector: joined(&heads.heads), committed_ms })?)
+        let seen = Seen { vector: shown.vector.clone(), committed_ms: shown.committed_ms };
+        Ok(self.inner.folder.set_seen(&seen)?)
     }
 }
 

@@ -122,11 +122,14 @@ impl Session {
     /// Takes the writer's lock and begins at the newest state, which a quorum has to tell. Waits some seconds for both, but
     /// not for nodes that are known to be down: where too few are left, the error comes at once.
     pub async fn writer(&self) -> Result<Writer, SessionError> {
+        self.writer_within(QUORUM_WAIT).await
+    }
+
+    /// As [`Session::writer`], with another patience for a quorum that tells the newest state.
+    pub(super) async fn writer_within(&self, patience: Duration) -> Result<Writer, SessionError> {
         let lock = self.lock().await?;
-        let heads = self.quorum().await?;
-        if heads.stale.is_none()
-            && let Some(rollback) = &heads.rollback
-        {
+        let heads = self.quorum(patience).await?;
+        if let Some(rollback) = &heads.rollback {
             return Err(SessionError::RolledBack { seen_ms: rollback.seen_ms });
         }
         let base = self.state_of(&heads).await?;
@@ -177,9 +180,10 @@ impl Session {
         }
     }
 
-    /// Heads that a quorum told. One that has not settled will do: what it may not know is merged later.
-    async fn quorum(&self) -> Result<Heads, SessionError> {
-        let over = Instant::now() + QUORUM_WAIT;
+    /// Heads that a quorum told. One that has not settled will do, if it tells no less than this device has seen: what it
+    /// may not know of others is merged later.
+    async fn quorum(&self, patience: Duration) -> Result<Heads, SessionError> {
+        let over = Instant::now() + patience;
         loop {
             let heads = self.read_heads().await?;
             match &heads.stale {
@@ -187,8 +191,12 @@ impl Session {
                 Some(stale @ Stale::TooFew { .. }) if stale.is_hopeless() || Instant::now() >= over => {
                     return Err(SessionError::NoQuorum(stale.clone()));
                 }
-                Some(Stale::Unsettled { .. } | Stale::NotWrittenBack) => return Ok(heads),
-                Some(Stale::TooFew { .. }) => tokio::time::sleep(PAUSE).await,
+                Some(Stale::Unsettled { .. } | Stale::NotWrittenBack) if heads.rollback.is_none() => return Ok(heads),
+                // Not yet a rollback: those that have not settled may still hear of the newer state.
+                Some(stale @ (Stale::Unsettled { .. } | Stale::NotWrittenBack)) if Instant::now() >= over => {
+                    return Err(SessionError::NoQuorum(stale.clone()));
+                }
+                Some(_) => tokio::time::sleep(PAUSE).await,
             }
         }
     }

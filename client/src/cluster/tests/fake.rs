@@ -23,7 +23,7 @@ use crate::cluster::{Cluster, Parts};
 
 /// How a fake node misbehaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[default]
     None,
     /// Shards are sent with one bit changed.
@@ -38,25 +38,29 @@ pub(super) enum Fault {
     NotFound,
     /// No shard is taken.
     Full,
+    /// No head is taken, for good.
+    HeadsRefused,
+    /// Nothing about heads is answered for now.
+    HeadsAway,
 }
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) shards: BTreeMap<(StripeId, usize), (SignedHeader, Bytes)>,
-    pub(super) replicas: BTreeMap<VaultId, Replica>,
-    pub(super) fault: Fault,
-    pub(super) checks: usize,
+pub(crate) struct State {
+    pub(crate) shards: BTreeMap<(StripeId, usize), (SignedHeader, Bytes)>,
+    pub(crate) replicas: BTreeMap<VaultId, Replica>,
+    pub(crate) fault: Fault,
+    pub(crate) checks: usize,
     up: Vec<Bytes>,
 }
 
-pub(super) struct Fake {
+pub(crate) struct Fake {
     cert: MemberCert,
     table: Mutex<Option<MemberTable>>,
     state: Mutex<State>,
 }
 
 impl Fake {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,6 +103,12 @@ impl Fake {
             request::Kind::CheckShard(_) => {
                 self.state().checks += 1;
                 Ok(Answer::of(reply::Kind::CheckShard(wire::CheckShardReply { sound: false })))
+            }
+            request::Kind::ReadHeads(_) | request::Kind::WriteHead(_) if self.state().fault == Fault::HeadsAway => {
+                Err(wire::Error::new(Code::Overloaded, "not now"))
+            }
+            request::Kind::WriteHead(_) if self.state().fault == Fault::HeadsRefused => {
+                Err(wire::Error::new(Code::Revoked, "never"))
             }
             request::Kind::ReadHeads(call) => self.heads(&call.vault, None),
             request::Kind::WriteHead(call) => self.heads(&call.vault, Some(call.head)),
@@ -203,10 +213,10 @@ impl Service for Fake {
     fn datagram(&self, _caller: &Caller, _data: Bytes) {}
 }
 
-pub(super) struct World {
-    pub(super) nodes: BTreeMap<NodeId, (Endpoint, Arc<Fake>)>,
-    pub(super) vault: SecretKey,
-    pub(super) device: SecretKey,
+pub(crate) struct World {
+    pub(crate) nodes: BTreeMap<NodeId, (Endpoint, Arc<Fake>)>,
+    pub(crate) vault: SecretKey,
+    pub(crate) device: SecretKey,
     founder: SecretKey,
     table: MemberTable,
 }
@@ -217,7 +227,12 @@ fn key(seed: u8) -> SecretKey {
 
 impl World {
     /// A cluster of so many nodes, all up.
-    pub(super) fn new(count: u8) -> Self {
+    pub(crate) fn new(count: u8) -> Self {
+        Self::with_vault(count, key(2))
+    }
+
+    /// The same for the vault with this key.
+    pub(crate) fn with_vault(count: u8, vault: SecretKey) -> Self {
         let founder = key(1);
         let mut table = MemberTable::new(founder.public().into());
         let mut nodes = BTreeMap::new();
@@ -248,21 +263,36 @@ impl World {
             *fake.table.lock().unwrap() = Some(table.clone());
             fake.state().up = up.clone();
         }
-        Self { nodes, vault: key(2), device: key(3), founder, table }
+        Self { nodes, vault, device: key(3), founder, table }
     }
 
-    pub(super) fn cluster(&self) -> potluck_proto::id::ClusterId {
+    pub(crate) fn cluster(&self) -> potluck_proto::id::ClusterId {
         self.founder.public().into()
     }
 
-    pub(super) fn device_cert(&self) -> DeviceCert {
+    pub(crate) fn device_cert(&self) -> DeviceCert {
         DeviceCert::issue(&self.vault, self.device.public().into(), Rights::ALL, 0, 0)
     }
 
+    /// What admits the vault.
+    pub(crate) fn vault_cert(&self) -> VaultCert {
+        VaultCert::issue(&self.founder, self.vault.public().into(), 0, 0)
+    }
+
+    /// The members, as nodes tell them.
+    pub(crate) fn members(&self) -> wire::Table {
+        self.table.to_wire()
+    }
+
+    /// Which nodes keep a vault's heads.
+    pub(crate) fn head_list(&self, vault: &VaultId) -> ReplicaList {
+        ReplicaList::new(self.table.ring().head_replicas(vault))
+    }
+
     /// A fresh client without any memory.
-    pub(super) async fn client(&self) -> Cluster {
+    pub(crate) async fn client(&self) -> Cluster {
         let cluster = self.founder.public().into();
-        let vault = VaultCert::issue(&self.founder, self.vault.public().into(), 0, 0);
+        let vault = self.vault_cert();
         let gate = Arc::new(ClientGate::device(cluster, self.device_cert(), vault));
         let address = "127.0.0.1:0".parse().unwrap();
         let endpoint = Endpoint::bind(address, &self.device, gate, Limits::client()).unwrap();
@@ -278,12 +308,12 @@ impl World {
         client
     }
 
-    pub(super) fn set(&self, node: NodeId, fault: Fault) {
+    pub(crate) fn set(&self, node: NodeId, fault: Fault) {
         self.nodes[&node].1.state().fault = fault;
     }
 
     /// Switches a machine off, and lets the others know.
-    pub(super) fn kill(&self, node: NodeId) {
+    pub(crate) fn kill(&self, node: NodeId) {
         self.nodes[&node].0.abort();
         for (_, fake) in self.nodes.values() {
             fake.state().up.retain(|up| up[..] != node.as_bytes()[..]);
@@ -291,12 +321,12 @@ impl World {
     }
 
     /// The homes of a stripe.
-    pub(super) fn homes(&self, header: &SignedHeader) -> Vec<NodeId> {
+    pub(crate) fn homes(&self, header: &SignedHeader) -> Vec<NodeId> {
         self.table.ring().walk_stripe(&header.id(), header.scheme).iter().collect()
     }
 
     /// A coded stripe of some data.
-    pub(super) fn stripe(&self, scheme: &str, data_len: usize, salt: u8) -> (SignedHeader, Vec<Bytes>, Vec<u8>) {
+    pub(crate) fn stripe(&self, scheme: &str, data_len: usize, salt: u8) -> (SignedHeader, Vec<Bytes>, Vec<u8>) {
         let scheme: Scheme = scheme.parse().unwrap();
         let mut data = vec![0; data_len];
         blake3::Hasher::new().update(&[salt]).finalize_xof().fill(&mut data);
@@ -321,7 +351,7 @@ impl World {
     }
 
     /// Who holds which index of a stripe.
-    pub(super) fn held(&self, stripe: &StripeId) -> BTreeMap<NodeId, BTreeSet<usize>> {
+    pub(crate) fn held(&self, stripe: &StripeId) -> BTreeMap<NodeId, BTreeSet<usize>> {
         let held = |fake: &Fake| {
             fake.state().shards.keys().filter(|(held, _)| held == stripe).map(|(_, index)| *index).collect()
         };
