@@ -151,7 +151,8 @@ async fn one_stripe(
             if taken.contains(&target) {
                 continue;
             }
-            if place(core, view, slow, &header, index, &shard, &tree, target).await {
+            let piece = Piece { header: &header, index, shard: &shard, tree: &tree };
+            if place(core, view, slow, piece, target).await {
                 taken.insert(target);
                 core.metrics.repaired_shards.inc();
                 core.metrics.repaired_bytes.inc_by(shard.len() as u64);
@@ -310,17 +311,17 @@ pub(crate) async fn ask_to_check(core: &Core, view: &View, stripe: StripeId, nod
     }
 }
 
-/// Puts a shard on a node, or here. The node has verified it and has it on disk when this is true.
-async fn place(
-    core: &Arc<Core>,
-    view: &View,
-    slow: &Slow,
-    header: &Arc<SignedHeader>,
+/// A shard that is to be placed.
+struct Piece<'a> {
+    header: &'a Arc<SignedHeader>,
     index: usize,
-    shard: &Bytes,
-    tree: &BlockTree,
-    target: NodeId,
-) -> bool {
+    shard: &'a Bytes,
+    tree: &'a BlockTree,
+}
+
+/// Puts a shard on a node, or here. The node has verified it and has it on disk when this is true.
+async fn place(core: &Arc<Core>, view: &View, slow: &Slow, piece: Piece<'_>, target: NodeId) -> bool {
+    let Piece { header, index, shard, tree } = piece;
     if target == view.me {
         let (shared, header, shard, tree) = (core.clone(), header.clone(), shard.clone(), tree.clone());
         let put = core.executor.run(move || shared.store.put(&header, index, &shard, &tree, 0)).await;
@@ -373,7 +374,8 @@ pub(crate) async fn send_home(core: &Arc<Core>, view: &View, stripe: StripeId, i
     });
     let Ok(Ok((header, read))) = read.await else { return };
     pace(core, read.data.len()).await;
-    if place(core, view, &Slow::default(), &header, index, &read.data, &read.tree, home).await {
+    let piece = Piece { header: &header, index, shard: &read.data, tree: &read.tree };
+    if place(core, view, &Slow::default(), piece, home).await {
         core.metrics.rebalanced_shards.inc();
         tracing::info!(stripe = %stripe.short(), index, home = %home.short(), "a shard went home");
     }
