@@ -69,10 +69,10 @@ async fn a_sound_shard_that_is_not_the_one_asked_for_is_never_returned() {
         // Each home of a data shard has another shard of the stripe, and one of another stripe, to give instead.
         let sibling = world.nodes[&homes[2]].1.state().shards[&(header.id(), 2)].clone();
         for bad in [0, 1] {
-            let mut state = world.nodes[&homes[bad]].1.state();
-            state.shards.insert((header.id(), 2), sibling.clone());
-            state.shards.insert((other.id(), bad), (other.clone(), shards[bad].clone()));
-            drop(state);
+            world.nodes[&homes[bad]].1.state().shards.extend([
+                ((header.id(), 2), sibling.clone()),
+                ((other.id(), bad), (other.clone(), shards[bad].clone())),
+            ]);
             world.set(homes[bad], fault);
             reads_everything(&world.client().await, &header, &data).await;
         }
