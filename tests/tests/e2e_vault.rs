@@ -105,7 +105,7 @@ fn making_it(cluster: &Processes, client: &Client, sheet: &Path) {
         let words = ["vault", "create", "--token", token, "--scheme", scheme, "--sheet", sheet.to_str().unwrap()];
         client.run(words).unwrap()
     };
-    create("nonsense", "2+2").fails(USAGE, &["potvault1"]).unwrap();
+    create("nonsense", "2+2").fails(KEYS, &["potvault1"]).unwrap();
     let for_a_node = cluster.invite(&[]).unwrap();
     create(&for_a_node, "2+2").fails(KEYS, &["potluck node join"]).unwrap();
     let token = cluster.invite(&["--vault"]).unwrap();
@@ -134,8 +134,8 @@ fn wrong_keys(cluster: &Processes, client: &Client, sheet: &Path) {
     recover(&theirs).fails(KEYS, &["does not know", "words"]).unwrap();
     // Words with an error in them.
     let typed = with_words(&text, "abandon", "abandon");
-    recover(&typed).fails(USAGE, &["recovery sheet cannot be read"]).unwrap();
-    recover("").fails(USAGE, &["recovery sheet"]).unwrap();
+    recover(&typed).fails(KEYS, &["recovery sheet cannot be read"]).unwrap();
+    recover("").fails(KEYS, &["recovery sheet"]).unwrap();
 }
 
 /// The sheet with each of its 24 numbered words replaced: all by `word`, but for the last, which is `last`.
