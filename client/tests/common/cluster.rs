@@ -13,13 +13,13 @@ use potluck_node::config::human::ByteSize;
 use potluck_node::config::{HttpAddress, Settings};
 use potluck_node::identity;
 use potluck_node::join::{Wish, join};
+use potluck_node::membership::View;
 use potluck_node::node::{Node, Parts, bind_udp, system_clock};
 use potluck_proto::invite::{InviteKind, InviteToken};
 use potluck_proto::stripe::Scheme;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
-use tokio::time::Instant;
 
 /// Whatever a test waits for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,28 +70,30 @@ impl Cluster {
 
     /// Waits until every node knows and reaches all others.
     async fn meet(&self) {
-        let all = self.nodes.len() as u64;
-        let over = Instant::now() + PATIENCE;
-        loop {
-            let met = self.nodes.iter().flatten().all(|node| {
-                let status = node.core().status();
-                status.members == all && status.members_up == all
-            });
-            if met {
-                return;
-            }
-            assert!(Instant::now() < over, "the nodes do not find each other");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let all = self.nodes.len();
+        self.all_see("the nodes do not find each other", |members, up| members == all && up == all).await;
     }
 
     /// Waits until those that live have noticed that only so many do.
     pub(crate) async fn know_the_dead(&self, up: u64) {
-        let over = Instant::now() + PATIENCE;
-        while !self.nodes.iter().flatten().all(|node| node.core().status().members_up == up) {
-            assert!(Instant::now() < over, "the dead are not noticed");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        self.all_see("the dead are not noticed", |_, seen| seen as u64 == up).await;
+    }
+
+    /// Waits until `right` says so of what every live node sees: how many members there are, and how many are up.
+    async fn all_see(&self, failed: &str, right: impl Fn(usize, usize) -> bool) {
+        let sees = |view: &View| {
+            let up = view.table.members().filter(|record| view.is_up(&record.node())).count();
+            right(view.table.members().count(), up)
+        };
+        let all = async {
+            // One after the other, then once more for those that have changed their minds meanwhile.
+            while !self.nodes.iter().flatten().all(|node| sees(&node.core().membership.view())) {
+                for node in self.nodes.iter().flatten() {
+                    node.core().membership.watch().wait_for(|view| sees(view)).await.unwrap();
+                }
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, all).await.is_ok(), "{failed}");
     }
 
     pub(crate) fn invite(&self, kind: InviteKind, seed: u64) -> InviteToken {
