@@ -6,5 +6,6 @@ pub mod dashboard;
 pub mod local;
 pub mod process;
 pub mod prometheus;
+pub mod raw_key;
 pub mod shards;
 pub mod sim;

@@ -12,83 +12,31 @@ use potluck_node::identity;
 use potluck_proto::key::SecretKey;
 use potluck_proto::wire::{self, Code, MESSAGE_LIMIT, PAYLOAD_LIMIT, PROTOCOL_VERSIONS, reply, request};
 use potluck_tests::process::{Processes, quick};
+use potluck_tests::raw_key::{AnyKey, certified};
 use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, SignatureScheme};
 
 /// Longest wait for any answer, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
 /// Longest message of someone who has shown no certificate, in bytes: see proto/FORMAT.md.
 const STRANGER_MESSAGE_LIMIT: usize = 16 << 10;
-
-/// Believes every server: it is the node that is tested.
-#[derive(Debug)]
-struct Credulous;
-
-impl ServerCertVerifier for Credulous {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
 
 /// A raw connection with a valid key and no manners; the endpoint keeps it alive.
 async fn connect(address: SocketAddr, key: &SecretKey) -> (quinn::Endpoint, Connection) {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let pkcs8 = key.to_pkcs8();
-    let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&pkcs8[..])).clone_key();
-    let spki = CertificateDer::from([&SPKI_PREFIX[..], &key.public().0].concat());
-    let certified = CertifiedKey::new(vec![spki], provider.key_provider.load_private_key(secret).unwrap());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+    let certified = certified(key, &provider).unwrap();
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(certified))));
+        .with_custom_certificate_verifier(Arc::new(AnyKey(provider)))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
     tls.enable_sni = false;
     tls.alpn_protocols = vec![b"potluck".to_vec()];
     let mut endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();

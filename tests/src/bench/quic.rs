@@ -14,21 +14,15 @@ use bytes::Bytes;
 use potluck_proto::key::SecretKey;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls::CipherSuite;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
-use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
-use rustls::{CipherSuite, DigitallySignedStruct, SignatureScheme};
+
+use crate::raw_key::{AnyKey, certified};
 
 /// The bench's argument that makes it the other process.
 pub const PEER: &str = "quic-peer";
-
-/// What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Largest packet: ten times it, which is sent at once, must stay below 65,536 bytes.
 const LARGEST_MTU: u16 = 6500;
@@ -187,14 +181,11 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn server() -> Result<ServerConfig> {
     let (provider, identity) = (provider(), SecretKey::from_seed(&[1; 32]));
-    let pkcs8 = identity.to_pkcs8();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&pkcs8[..])).clone_key();
-    let spki = CertificateDer::from([&SPKI_PREFIX[..], &identity.public().0].concat());
-    let certified = CertifiedKey::new(vec![spki], provider.key_provider.load_private_key(key)?);
+    let certified = certified(&identity, &provider)?;
     let tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(certified))));
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(transport());
     Ok(config)
@@ -209,48 +200,4 @@ fn client() -> Result<ClientConfig> {
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(transport());
     Ok(config)
-}
-
-/// Takes any raw public key whose owner proves to have it.
-#[derive(Debug)]
-struct AnyKey(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyKey {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::PeerIncompatible::Tls12NotOffered.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let key = SubjectPublicKeyInfoDer::from(&cert[..]);
-        verify_tls13_signature_with_raw_key(message, &key, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
 }
