@@ -138,7 +138,7 @@ impl Endpoint {
     /// What was done so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.counters.stats(self.shared.pool().open())
+        self.shared.counters.stats(self.shared.pool().open().count())
     }
 
     /// The packet size that the connection to `key` has come to, in bytes; `None` without a connection.

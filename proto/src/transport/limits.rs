@@ -112,8 +112,11 @@ pub(super) fn frame_time(length: usize) -> Duration {
     FRAME_TIME + Duration::from_secs(length as u64 / SLOWEST)
 }
 
-/// How long a refusal may take to be delivered before the connection is closed.
+/// How long a refusal may take to be delivered before the connection is closed, and goodbyes to be sent at the end.
 pub(super) const GOODBYE_TIME: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether goodbyes were sent.
+pub(super) const GOODBYE_POLL: Duration = Duration::from_millis(1);
 
 /// Most handshakes of incoming connections at once; from half of it on they have to prove their address first.
 pub(super) const HANDSHAKES: usize = 256;

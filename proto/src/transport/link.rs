@@ -67,6 +67,16 @@ impl Link {
         self.connection.close_reason().is_none()
     }
 
+    /// Whether this side closed it, not the other and not the silence.
+    pub(super) fn closed_here(&self) -> bool {
+        self.connection.close_reason() == Some(quinn::ConnectionError::LocallyClosed)
+    }
+
+    /// Datagrams that were sent over it.
+    pub(super) fn datagrams_sent(&self) -> u64 {
+        self.connection.stats().udp_tx.datagrams
+    }
+
     /// The caller, with the address that it has now.
     pub(super) fn caller(&self) -> Caller {
         Caller { address: address_of(&self.connection), ..self.caller.clone() }

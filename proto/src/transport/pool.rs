@@ -142,8 +142,8 @@ impl Pool {
     }
 
     /// Connections that are open.
-    pub(super) fn open(&self) -> usize {
-        self.peers.values().flat_map(|entry| &entry.links).filter(|link| link.is_open()).count()
+    pub(super) fn open(&self) -> impl Iterator<Item = &Arc<Link>> {
+        self.peers.values().flat_map(|entry| &entry.links).filter(|link| link.is_open())
     }
 
     /// Closes what this side dialled and has not used for long, and what is not the used connection of its peer; forgets

@@ -6,10 +6,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::counters::Counters;
-use super::limits::{GOODBYE_TIME, SWEEP_INTERVAL, WAITING_DATAGRAMS};
+use super::limits::{GOODBYE_POLL, GOODBYE_TIME, SWEEP_INTERVAL, WAITING_DATAGRAMS};
 use super::link::{Link, Place};
 use super::pool::Pool;
 use super::{CallError, Caller, Gate, Limits, Peer, Service, backoff, dial, link, quic, serve};
@@ -175,10 +175,29 @@ impl Shared {
         }
     }
 
-    /// Closes all connections and gives the socket back.
+    /// Says goodbye on all connections and gives the socket back. A goodbye that gets lost is not said again: the other
+    /// side then learns it by the silence. To be idle, quinn would listen for late packets for three probe timeouts.
     pub(super) async fn shut(&self, code: quinn::VarInt, reason: &[u8]) {
+        let open: Vec<Arc<Link>> = self.pool().open().cloned().collect();
+        let saying = open.into_iter().map(|link| {
+            // Read before: the goodbye may be gone by the time that this call returns.
+            let sent = link.datagrams_sent();
+            link.connection.close(code, reason);
+            (link, sent)
+        });
+        let mut saying: Vec<(Arc<Link>, u64)> = saying.collect();
         self.quinn.close(code, reason);
-        let _ = timeout(GOODBYE_TIME, self.quinn.wait_idle()).await;
+        let said = async {
+            loop {
+                // The first packet that a closed connection sends is its goodbye; nothing tells of it.
+                saying.retain(|(link, sent)| link.closed_here() && link.datagrams_sent() == *sent);
+                if saying.is_empty() {
+                    return;
+                }
+                sleep(GOODBYE_POLL).await;
+            }
+        };
+        let _ = timeout(GOODBYE_TIME, said).await;
         self.release_socket();
     }
 
