@@ -66,6 +66,15 @@ pub struct ShardRead {
     pub data: Bytes,
 }
 
+/// Who compares a shard's bytes with their hashes. What stands before them in the store is compared in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// The store, before it gives them.
+    Here,
+    /// Whoever asked for them: he must do it in any case, and says so ([`ShardStore::verify`]) when they do not match.
+    Reader,
+}
+
 /// Bytes in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -123,8 +132,8 @@ pub trait ShardStore: Send + Sync + 'static {
         touched: u64,
     ) -> Result<bool, StoreError>;
 
-    /// Reads a range, widened to whole blocks and verified; an empty range is the whole shard. A trashed one is revived.
-    fn read(&self, key: ShardKey, range: Range<u64>) -> Result<ShardRead, StoreError>;
+    /// Reads a range, widened to whole blocks; an empty range is the whole shard. A trashed one is revived.
+    fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError>;
 
     /// The stripe's header, from any shard held of it.
     fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError>;

@@ -23,7 +23,7 @@ use super::survey::Holdings;
 use crate::membership::View;
 use crate::metrics::label::AuditResult;
 use crate::node::Core;
-use crate::store::{ShardKey, ShardState, StoreError};
+use crate::store::{Check, ShardKey, ShardState, StoreError};
 
 /// Stripes rebuilt at once: each holds at most 16 MiB of fetched shards and what is rebuilt from them.
 const STRIPES_AT_ONCE: usize = 2;
@@ -277,7 +277,7 @@ async fn fetch_one(
     let stripe = header.id();
     if node == view.me {
         let shared = core.clone();
-        let read = core.executor.run(move || shared.store.read(ShardKey { stripe, index }, 0..0)).await;
+        let read = core.executor.run(move || shared.store.read(ShardKey { stripe, index }, 0..0, Check::Here)).await;
         return read.ok()?.ok().map(|read| read.data);
     }
     let call = request::Kind::GetShard(wire::GetShard {
@@ -368,7 +368,7 @@ async fn revive(core: &Arc<Core>, view: &View, stripe: StripeId, node: NodeId, i
 pub(crate) async fn send_home(core: &Arc<Core>, view: &View, stripe: StripeId, index: usize, home: NodeId) {
     let shared = core.clone();
     let read = core.executor.run(move || {
-        let read = shared.store.read(ShardKey { stripe, index }, 0..0)?;
+        let read = shared.store.read(ShardKey { stripe, index }, 0..0, Check::Here)?;
         let header = shared.store.header(&stripe)?;
         Ok::<_, StoreError>((Arc::new(header), read))
     });

@@ -1,4 +1,5 @@
-//! Calls about shards: they are verified before they are kept, and verified again before they are given.
+//! Calls about shards: they are verified before they are kept. Nodes are given what was verified again; clients, which
+//! verify every byte in any case, are given it as it is on disk, and say when it is damaged.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use potluck_proto::wire::{self, Code, reply};
 use super::device_of;
 use crate::metrics::label::FoundBy;
 use crate::node::Core;
-use crate::store::{Held, ShardKey, ShardState, StoreError};
+use crate::store::{Check, Held, ShardKey, ShardState, StoreError};
 
 pub(super) fn refuse(error: StoreError) -> wire::Error {
     let code = match &error {
@@ -102,6 +103,7 @@ fn foreign(core: &Core, stripe: &StripeId, asks: Option<VaultId>) -> Result<bool
 
 pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard) -> Result<Answer, wire::Error> {
     let reader = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
+    let check = if reader.is_some() { Check::Reader } else { Check::Here };
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
     let (read, index) = work(core, move |core| {
         let held = core.store.held(&stripe).map_err(refuse)?;
@@ -119,7 +121,7 @@ pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard)
             length => call.offset.saturating_add(length),
         };
         let key = ShardKey { stripe, index: wanted.index };
-        match core.store.read(key, call.offset..end) {
+        match core.store.read(key, call.offset..end, check) {
             Ok(read) => Ok((read, wanted.index)),
             Err(error) => {
                 if error.lost() {

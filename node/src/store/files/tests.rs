@@ -57,13 +57,14 @@ fn put_read_range_and_again_after_a_restart() {
     assert!(!put(&store, &stripe, 1).unwrap());
     drop(store);
     let store = open(folder.path(), CAPACITY);
-    assert_eq!(store.read(key, 0..0).unwrap().data, stripe.1[1]);
-    let read = store.read(key, 70_000..70_001).unwrap();
+    assert_eq!(store.read(key, 0..0, Check::Here).unwrap().data, stripe.1[1]);
+    let read = store.read(key, 70_000..70_001, Check::Here).unwrap();
     assert_eq!(read.offset, 65_536);
     assert_eq!(read.data, stripe.1[1][65_536..131_072]);
     assert_eq!(store.header(&key.stripe).unwrap(), stripe.0);
-    assert!(matches!(store.read(key, 0..1 << 40), Err(StoreError::Range)));
-    assert!(matches!(store.read(ShardKey { index: 0, ..key }, 0..0), Err(StoreError::NotFound)));
+    assert_eq!(store.read(key, 0..0, Check::Reader).unwrap().data, stripe.1[1]);
+    assert!(matches!(store.read(key, 0..1 << 40, Check::Here), Err(StoreError::Range)));
+    assert!(matches!(store.read(ShardKey { index: 0, ..key }, 0..0, Check::Here), Err(StoreError::NotFound)));
     assert_eq!(store.usage().shards, 1);
 }
 
@@ -81,12 +82,12 @@ fn any_damaged_byte_is_noticed_and_the_shard_set_aside() {
         bytes[position as usize] ^= 0x10;
         fs::write(&path, bytes).unwrap();
         let newer = position == 8 || position == 9;
-        match store.read(key, 0..0) {
+        match store.read(key, 0..0, Check::Here) {
             Err(StoreError::Corrupt(_)) if !newer => {}
             Err(StoreError::Unreadable(_)) if newer => {}
             other => panic!("byte {position}: {other:?}"),
         }
-        assert!(matches!(store.read(key, 0..0), Err(StoreError::NotFound)));
+        assert!(matches!(store.read(key, 0..0, Check::Here), Err(StoreError::NotFound)));
         let usage = store.usage();
         assert_eq!((usage.live, usage.trash, usage.shards), (0, 0, 0));
         assert!(put(&store, &stripe, 0).unwrap());
@@ -95,6 +96,28 @@ fn any_damaged_byte_is_noticed_and_the_shard_set_aside() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size - 1).unwrap();
     assert!(matches!(store.verify(key), Err(StoreError::Corrupt(_))));
     assert_eq!(store.lost(), size + 1);
+}
+
+/// The bytes' last proof is the reader's, who then has the shard looked at; everything else is proved here.
+#[test]
+fn what_the_reader_checks_is_given_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let stripe = stripe(2, 1_000);
+    let key = ShardKey { stripe: stripe.0.id(), index: 0 };
+    let store = open(folder.path(), CAPACITY);
+    put(&store, &stripe, 0).unwrap();
+    let path = file_of(folder.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let read = store.read(key, 0..0, Check::Reader).unwrap();
+    assert!(read.data.len() == stripe.1[0].len() && read.data != stripe.1[0]);
+    assert!(matches!(store.verify(key), Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.read(key, 0..0, Check::Reader), Err(StoreError::NotFound)));
+    put(&store, &stripe, 0).unwrap();
+    fs::write(&path, [&bytes[..20], &[!bytes[20]], &bytes[21..]].concat()).unwrap();
+    assert!(matches!(store.read(key, 0..0, Check::Reader), Err(StoreError::Corrupt(_))), "not this shard's header");
 }
 
 #[test]
@@ -107,7 +130,7 @@ fn a_file_under_another_shards_name_is_noticed() {
     put(&store, &second, 0).unwrap();
     let key = ShardKey { stripe: second.0.id(), index: 0 };
     fs::write(store.path(&Name::of(key, &store.held_one(key).unwrap())), stolen).unwrap();
-    assert!(matches!(store.read(key, 0..0), Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.read(key, 0..0, Check::Here), Err(StoreError::Corrupt(_))));
 }
 
 #[test]
@@ -124,7 +147,7 @@ fn trash_revival_and_emptying_survive_restarts() {
     let store = open(folder.path(), CAPACITY);
     assert_eq!(store.usage().shards, 0);
     // Reading revives.
-    store.read(key(1), 0..0).unwrap();
+    store.read(key(1), 0..0, Check::Here).unwrap();
     // Putting again revives.
     assert!(!put(&store, &stripe, 2).unwrap());
     assert_eq!(store.expired(99, None, 10).unwrap(), []);
@@ -179,7 +202,7 @@ fn capacity_is_kept_and_leftovers_are_cleared() {
     put(&store, &stripe, 0).unwrap();
     assert!(matches!(put(&store, &stripe, 1), Err(StoreError::Full)));
     assert!(store.full());
-    assert_eq!(store.read(ShardKey { stripe: stripe.0.id(), index: 0 }, 0..0).unwrap().data, stripe.1[0]);
+    assert_eq!(store.read(ShardKey { stripe: stripe.0.id(), index: 0 }, 0..0, Check::Here).unwrap().data, stripe.1[0]);
     drop(store);
     open(folder.path(), 3_000);
     assert_eq!(list(&folder.path().join("tmp")).unwrap(), Vec::<PathBuf>::new());
@@ -197,7 +220,7 @@ fn a_file_that_is_gone_is_a_shard_that_is_missing() {
     put(&store, &stripe, 1).unwrap();
     remove(0).unwrap();
     assert_eq!(store.header(&key(0).stripe).unwrap(), stripe.0, "another shard of the stripe has it too");
-    assert!(matches!(store.read(key(0), 0..0), Err(StoreError::NotFound)));
+    assert!(matches!(store.read(key(0), 0..0, Check::Here), Err(StoreError::NotFound)));
 
     put(&store, &stripe, 0).unwrap();
     remove(0).unwrap();
@@ -236,16 +259,19 @@ fn what_cannot_be_read_now_stays_and_comes_back() {
     for restarted in [false, true] {
         // As a newer program would have written it.
         set_version(2);
-        assert!(restarted || matches!(store.read(key, 0..0), Err(StoreError::Unreadable(_))));
+        assert!(restarted || matches!(store.read(key, 0..0, Check::Here), Err(StoreError::Unreadable(_))));
         if restarted {
             store = open(folder.path(), CAPACITY);
         }
-        assert!(matches!(store.read(key, 0..0), Err(StoreError::NotFound)));
+        assert!(matches!(store.read(key, 0..0, Check::Here), Err(StoreError::NotFound)));
         assert!(path.exists() && store.usage().live == 0 && store.usage().damaged == usage.live);
         assert_eq!(store.retry_unreadable(), []);
         set_version(1);
         assert_eq!(store.retry_unreadable(), [key]);
-        assert_eq!((store.read(key, 0..0).unwrap().data, store.usage()), (stripe.1[2].clone().into(), usage));
+        assert_eq!(
+            (store.read(key, 0..0, Check::Here).unwrap().data, store.usage()),
+            (stripe.1[2].clone().into(), usage)
+        );
     }
     // What is put meanwhile takes its place.
     set_version(2);
