@@ -29,7 +29,7 @@ use rand::rngs::StdRng;
 
 use cache::Cache;
 use calls::Calls;
-pub use fetch::{ReadError, StripeBytes};
+pub use fetch::{Proof, ReadError, StripeBytes};
 pub use heads::{HeadsRead, Stale, WriteHeadError, Written};
 pub use members::{Disconnected, Members, View};
 pub use status::NodeStatus;

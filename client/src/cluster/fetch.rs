@@ -1,7 +1,7 @@
 //! Reading data back from the ring: the likely holders first, then whoever has enough of the stripe.
 //!
-//! Every byte is checked against the stripe's header, and the header against the stripe's id, before it is used. What is
-//! asked next is decided in `gather`; this file carries the calls.
+//! Every byte is checked against the stripe's header, and the header against the stripe's id, before it is used, unless the
+//! caller has a better proof ([`Proof::Later`]). What is asked next is decided in `gather`; this file carries the calls.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -91,6 +91,16 @@ pub enum ReadError {
 /// Pieces of shards that were fetched and checked.
 type Pieces = Vec<(usize, Range<u64>, Bytes)>;
 
+/// When the nodes' bytes are proved to be those of the stripe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Before they are given.
+    Now,
+    /// By the caller, who can tell wrong bytes from right ones by what he makes of them, and who then reads again with
+    /// [`Proof::Now`]: that names the node that sent them and does without it.
+    Later,
+}
+
 /// What happened during a read.
 enum Event {
     Fetched(usize, NodeId, Range<u64>, Result<Bytes, Failure>),
@@ -103,11 +113,16 @@ enum Event {
 impl Cluster {
     /// The data bytes `range` of a stripe.
     pub async fn read(&self, stripe: StripeId, range: Range<u64>) -> Result<Bytes, ReadError> {
-        self.read_pieces(stripe, range).await.map(StripeBytes::join)
+        self.read_pieces(stripe, range, Proof::Now).await.map(StripeBytes::join)
     }
 
-    /// The data bytes `range` of a stripe, as they came.
-    pub async fn read_pieces(&self, stripe: StripeId, range: Range<u64>) -> Result<StripeBytes, ReadError> {
+    /// The data bytes `range` of a stripe, as they came. Short ranges are proved and kept in any case.
+    pub async fn read_pieces(
+        &self,
+        stripe: StripeId,
+        range: Range<u64>,
+        proof: Proof,
+    ) -> Result<StripeBytes, ReadError> {
         if range.is_empty() {
             return Ok(StripeBytes::default());
         }
@@ -124,14 +139,30 @@ impl Cluster {
         let pieces = match self.cached(stripe, &wanted) {
             Some(pieces) => pieces,
             None => {
-                // Room for the ranges or for a column of siblings, and for what is made of them.
-                let sum: u64 = wanted.values().map(|range| range.end - range.start).sum();
-                let widest = wanted.values().map(|range| range.end - range.start).max().unwrap_or(0);
-                let bytes = sum.max(widest * header.scheme.k() as u64) + (range.end - range.start);
-                let _share = self.calls.reads.take(bytes as usize).await;
-                let pieces = self.gather(&header, wanted).await?;
-                self.keep(stripe, &pieces);
-                pieces
+                let lengths = || wanted.values().map(|range| range.end - range.start);
+                let (sum, widest) = (lengths().sum::<u64>(), lengths().max().unwrap_or(0));
+                let result = range.end - range.start;
+                // Rebuilding needs proved siblings: nothing is put off where it is to be expected.
+                let likely = self.likely(&header);
+                let direct = wanted.keys().all(|index| likely.get(*index).is_some_and(|nodes| !nodes.is_empty()));
+                let unproved = if proof == Proof::Later && sum > CACHED_RANGE && direct {
+                    let _share = self.calls.reads.take((sum + result) as usize).await;
+                    self.gather(&header, wanted.clone(), likely.clone(), Proof::Later).await?
+                } else {
+                    None
+                };
+                match unproved {
+                    Some(pieces) => pieces,
+                    None => {
+                        // Room for the ranges or for a column of siblings, and for what is made of them.
+                        let bytes = sum.max(widest * header.scheme.k() as u64) + result;
+                        let _share = self.calls.reads.take(bytes as usize).await;
+                        let pieces = self.gather(&header, wanted, likely, Proof::Now).await?;
+                        let pieces = pieces.ok_or_else(|| ReadError::Internal("a proved read gave up".into()))?;
+                        self.keep(stripe, &pieces);
+                        pieces
+                    }
+                }
             }
         };
         assemble(&pieces, &parts).ok_or_else(|| ReadError::Internal("a wanted piece is not there".into()))
@@ -180,10 +211,17 @@ impl Cluster {
         }
     }
 
-    /// Brings these ranges of data shards together, whoever has to be asked for it.
-    async fn gather(&self, header: &SignedHeader, wanted: BTreeMap<usize, Range<u64>>) -> Result<Pieces, ReadError> {
+    /// Brings these ranges of data shards together, whoever has to be asked for it. `None` if they would have to be rebuilt
+    /// from what is not proved.
+    async fn gather(
+        &self,
+        header: &SignedHeader,
+        wanted: BTreeMap<usize, Range<u64>>,
+        likely: Vec<Vec<NodeId>>,
+        proof: Proof,
+    ) -> Result<Option<Pieces>, ReadError> {
         let stripe = header.id();
-        let mut gather = Gather::new(header.scheme, wanted, self.likely(header));
+        let mut gather = Gather::new(header.scheme, wanted, likely);
         let mut events: FuturesUnordered<BoxFuture<'_, Event>> = FuturesUnordered::new();
         let mut pieces: Pieces = Vec::new();
         let mut rounds = 1;
@@ -199,7 +237,7 @@ impl Cluster {
                             Event::Slow(index, node)
                         }));
                         events.push(Box::pin(async move {
-                            let fetched = self.fetch(header, index, node, &range).await;
+                            let fetched = self.fetch(header, index, node, &range, proof).await;
                             Event::Fetched(index, node, range, fetched)
                         }));
                     }
@@ -214,10 +252,11 @@ impl Cluster {
                 }
             }
             match gather.verdict() {
-                Some(Outcome::Direct) => return Ok(pieces),
+                Some(Outcome::Direct) => return Ok(Some(pieces)),
+                Some(Outcome::Rebuild { .. }) if proof == Proof::Later => return Ok(None),
                 Some(Outcome::Rebuild { column, from, missing }) => {
                     pieces.extend(self.rebuild(header, &pieces, &column, &from, &missing).await?);
-                    return Ok(pieces);
+                    return Ok(Some(pieces));
                 }
                 Some(Outcome::Failed { reachable }) if rounds >= ROUNDS => {
                     return Err(ReadError::Unreadable { stripe, needed: header.scheme.k(), reachable });
@@ -302,26 +341,32 @@ impl Cluster {
         Box::pin(found)
     }
 
-    /// Fetches a range of a shard from a node, and checks it.
+    /// Fetches a range of a shard from a node, and checks it, its bytes too unless their proof comes later.
     async fn fetch(
         &self,
         header: &SignedHeader,
         index: usize,
         node: NodeId,
         range: &Range<u64>,
+        proof: Proof,
     ) -> Result<Bytes, Failure> {
         let stripe = header.id();
         let length = range.end - range.start;
         let id = Bytes::copy_from_slice(stripe.as_bytes());
-        let call = wire::GetShard { stripe: id.clone(), index: Some(index as u32), offset: range.start, length };
+        let call = wire::GetShard { stripe: id, index: Some(index as u32), offset: range.start, length };
         let deadline = DEADLINE + Duration::from_secs(length / SLOW_RATE);
         let answer = self.calls.call(node, request::Kind::GetShard(call), Bytes::new(), deadline).await;
         let unsound = match answer {
             Ok((reply::Kind::GetShard(reply), payload)) => {
                 let (header, range) = (header.clone(), range.clone());
-                let checked =
-                    self.executor.run(move || sound::check(&header, index, &range, &reply, &payload).map(|()| payload));
-                match checked.await {
+                let checked = match proof {
+                    Proof::Now => {
+                        let check = move || sound::check(&header, index, &range, &reply, &payload).map(|()| payload);
+                        self.executor.run(check).await
+                    }
+                    Proof::Later => Ok(sound::check_answer(index, &range, &reply, &payload).map(|()| payload)),
+                };
+                match checked {
                     Ok(Ok(payload)) => {
                         self.cache.note(&stripe, |known| {
                             known.holders.entry(index).or_default().insert(node);
@@ -353,9 +398,14 @@ impl Cluster {
                 holders.remove(&node);
             }
         });
-        let check = wire::CheckShard { stripe: id, index: index as u32 };
-        self.calls.report(node, request::Kind::CheckShard(check), REPORT_DEADLINE);
+        self.report_damage(node, stripe, index);
         Err(Failure::NotThere)
+    }
+
+    /// Has a node look at a shard that came damaged from it: nodes give clients what is on disk as it is.
+    pub(super) fn report_damage(&self, node: NodeId, stripe: StripeId, index: usize) {
+        let check = wire::CheckShard { stripe: Bytes::copy_from_slice(stripe.as_bytes()), index: index as u32 };
+        self.calls.report(node, request::Kind::CheckShard(check), REPORT_DEADLINE);
     }
 
     /// Rebuilds the column of the missing shards from that of the others.

@@ -114,7 +114,10 @@ impl Cluster {
         self.cache.note_scheme(header.scheme);
         match checked {
             Ok(()) => self.cache.keep_block(stripe, index, 0, &payload),
-            Err(error) => tracing::warn!(node = %node.short(), %error, "a node sent a damaged block"),
+            Err(error) => {
+                tracing::warn!(node = %node.short(), %error, "a node sent a damaged block");
+                self.report_damage(node, stripe, index);
+            }
         }
         Ok(header)
     }

@@ -15,7 +15,7 @@ use crate::vault::entry::Entry;
 use crate::vault::pointer::Pointer;
 
 /// Most plaintext that a stream has fetched ahead or is fetching, in bytes.
-const WINDOW: usize = 24 << 20;
+const WINDOW: usize = 32 << 20;
 
 /// Most stored bytes that are read from a stripe at once.
 const GROUP_LIMIT: usize = 4 << 20;

@@ -5,7 +5,7 @@ use futures_util::stream::{self, StreamExt};
 use potluck_proto::stripe::SignedHeader;
 
 use super::fake::{Fault, World};
-use crate::cluster::{Cluster, ReadError};
+use crate::cluster::{Cluster, Proof, ReadError};
 
 /// Bytes of a stripe whose shards have four blocks, the last one short.
 const LEN: usize = 2 * 200_000 - 77;
@@ -57,6 +57,25 @@ async fn wrong_bytes_are_never_returned_and_their_holder_is_told() {
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(10), waited).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proof_that_comes_later_is_the_callers_and_nothing_of_it_is_kept() {
+    let world = World::new(6);
+    let (header, data) = stored(&world, "2+2").await;
+    let (homes, range) = (world.homes(&header), 0..data.len() as u64);
+    let later =
+        async |client: &Cluster| client.read_pieces(header.id(), range.clone(), Proof::Later).await.unwrap().join();
+    let client = world.client().await;
+    assert_eq!(later(&client).await, data);
+    world.set(homes[0], Fault::WrongBytes);
+    let wrong = later(&client).await;
+    assert!(wrong.len() == data.len() && wrong != data, "as the node gave it");
+    reads_everything(&client, &header, &data).await;
+    assert_eq!(later(&client).await, data, "its damage is known by now");
+    // What has to be rebuilt is proved in any case.
+    world.kill(homes[1]);
+    assert_eq!(later(&world.client().await).await, data);
 }
 
 #[tokio::test]
