@@ -9,6 +9,7 @@ pub mod error;
 mod fetch;
 pub mod file;
 pub mod home;
+mod intake;
 mod merging;
 pub mod progress;
 pub mod reader;

@@ -7,6 +7,7 @@
 mod cluster;
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,14 +214,14 @@ async fn equal_content_is_stored_once() {
     let (progress, bytes) = (Progress::default(), noise(5, 6 << 20));
     let mut writer = session.writer().await.unwrap();
     let meta = Meta::default();
-    let first = writer.put_file("a".into(), meta, &bytes[..], &progress).await.unwrap();
-    let second = writer.put_file("b".into(), meta, &bytes[..], &progress).await.unwrap();
+    let first = writer.put_file("a".into(), meta, Cursor::new(bytes.clone()), &progress).await.unwrap();
+    let second = writer.put_file("b".into(), meta, Cursor::new(bytes.clone()), &progress).await.unwrap();
     assert_eq!((first.new_bytes, second.new_bytes, second.size), (6 << 20, 0, 6 << 20));
     writer.commit().await.unwrap();
     let mut longer = bytes.clone();
     longer.extend_from_slice(b"and a little more");
     let mut writer = session.writer().await.unwrap();
-    let third = writer.put_file("a".into(), meta, &longer[..], &progress).await.unwrap();
+    let third = writer.put_file("a".into(), meta, Cursor::new(longer.clone()), &progress).await.unwrap();
     assert!(third.new_bytes < 3 << 20, "only the end is new: {third:?}");
     writer.commit().await.unwrap();
     let found = everything(&session).await;
@@ -432,7 +433,7 @@ async fn one_writer_per_machine_and_a_dropped_one_leaves_nothing() {
     let bytes = noise(2, 30 << 20);
     let progress = Arc::new(Progress::default());
     {
-        let upload = writer.put_file("cut".into(), Meta::default(), &bytes[..], &progress);
+        let upload = writer.put_file("cut".into(), Meta::default(), Cursor::new(bytes.clone()), &progress);
         assert!(tokio::time::timeout(Duration::from_millis(1), upload).await.is_err(), "30 MiB in a millisecond");
     }
     drop(writer);
@@ -452,7 +453,7 @@ async fn nodes_die_while_a_file_is_put_and_after() {
     let mut writer = session.writer().await.unwrap();
     let progress = Progress::default();
     {
-        let upload = writer.put_file("one".into(), Meta::default(), &one[..], &progress);
+        let upload = writer.put_file("one".into(), Meta::default(), Cursor::new(one.clone()), &progress);
         tokio::pin!(upload);
         // Dies once the upload is under way.
         tokio::select! {

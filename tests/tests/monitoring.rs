@@ -1,5 +1,6 @@
 //! Every panel of the dashboard, asked of a real Prometheus that scrapes a running cluster.
 
+use std::io::Cursor;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ async fn a_dashboard_tells_how_the_data_fares() {
     let mut writer = session.writer().await.unwrap();
     let meta = Meta { mode: 0o644, mtime_ns: 0 };
     let bytes = vec![7; 3 << 20];
-    writer.put_file(path::file("a").unwrap(), meta, &bytes[..], &Progress::default()).await.unwrap();
+    writer.put_file(path::file("a").unwrap(), meta, Cursor::new(bytes.clone()), &Progress::default()).await.unwrap();
     let committed = writer.commit().await.unwrap();
     assert!(committed.stripes > 0);
 

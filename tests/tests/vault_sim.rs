@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ async fn store(session: &Session, files: &BTreeMap<&str, Vec<u8>>) {
     let progress = Progress::default();
     for (name, bytes) in files {
         let key = path::file(name).unwrap();
-        writer.put_file(key, Meta { mode: 0o644, mtime_ns: 7 }, &bytes[..], &progress).await.unwrap();
+        writer.put_file(key, Meta { mode: 0o644, mtime_ns: 7 }, Cursor::new(bytes.clone()), &progress).await.unwrap();
     }
     writer.commit().await.unwrap();
 }

@@ -5,7 +5,8 @@
 //! minutes commits the files that it has stored every ten minutes.
 
 use std::ffi::OsString;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -28,9 +29,6 @@ use super::{human, screen::Screen};
 use crate::session::{CHECKPOINT_INTERVAL, Committed, Meta, Progress, Reader, Session, SessionError, Writer};
 use crate::vault::entry::{Entry, Kind};
 use crate::vault::path;
-
-/// Bytes that a file is read in at once.
-const READ_SIZE: usize = 1 << 20;
 
 /// Most files left out that are named one by one.
 const NAMED: u64 = 20;
@@ -124,9 +122,8 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
 }
 
 /// Standard input as a file of its own: what was not read of it stays where it is.
-fn standard_input() -> std::io::Result<tokio::fs::File> {
-    let handle = std::io::stdin().as_fd().try_clone_to_owned()?;
-    Ok(tokio::fs::File::from_std(handle.into()))
+fn standard_input() -> std::io::Result<File> {
+    Ok(std::io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
 /// Where each source goes.
@@ -228,9 +225,8 @@ impl Upload<'_> {
             self.progress.bytes_read.fetch_add(found.metadata.len(), Ordering::Relaxed);
             return Ok(());
         }
-        match tokio::fs::File::open(&found.path).await {
-            Ok(mut file) => {
-                file.set_max_buf_size(READ_SIZE);
+        match File::open(&found.path) {
+            Ok(file) => {
                 let stored = self.file(writer, key, meta, file).await;
                 match stored {
                     Err(SessionError::Source(error)) => self.leave_out(&format!("{}: {error}", found.path.display())),
@@ -247,7 +243,7 @@ impl Upload<'_> {
         writer: &mut Writer,
         key: Bytes,
         meta: Meta,
-        source: impl tokio::io::AsyncRead + Unpin + Send,
+        source: impl Read + Send + 'static,
     ) -> Result<(), SessionError> {
         let stored = writer.put_file(key, meta, source, self.progress).await?;
         self.done.files += 1;

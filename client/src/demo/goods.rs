@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use blake3::{Hash, Hasher, OutputReader};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::cli::human;
 use crate::cli::local::{Walk, measure};
@@ -94,16 +93,16 @@ impl Goods {
                 writer.put_entry(key, Entry::symlink(target)).await?;
                 continue;
             }
-            let file = match tokio::fs::File::open(&found.path).await {
+            let file = match File::open(&found.path) {
                 Ok(file) if kind.is_file() => file,
                 _ => {
                     stored.left_out += 1;
                     continue;
                 }
             };
-            let mut source = Hashed { inner: file, hasher: Hasher::new(), bytes: 0 };
-            match writer.put_file(key.clone(), Meta::default(), &mut source, progress).await {
-                Ok(_) => stored.files.insert(key, (source.bytes, source.hasher.finalize())),
+            let (source, seen) = Hashed::new(file);
+            match writer.put_file(key.clone(), Meta::default(), source, progress).await {
+                Ok(_) => stored.files.insert(key, seen.of_all()),
                 Err(SessionError::Source(_)) => {
                     stored.left_out += 1;
                     continue;
@@ -115,9 +114,9 @@ impl Goods {
             let key = Bytes::from_static(GENERATED_NAME.as_bytes());
             let noise =
                 Noise { source: Hasher::new().update(session.vault_id().as_bytes()).finalize_xof(), left: GENERATED };
-            let mut source = Hashed { inner: noise, hasher: Hasher::new(), bytes: 0 };
-            writer.put_file(key.clone(), Meta::default(), &mut source, progress).await?;
-            stored.files.insert(key, (source.bytes, source.hasher.finalize()));
+            let (source, seen) = Hashed::new(noise);
+            writer.put_file(key.clone(), Meta::default(), source, progress).await?;
+            stored.files.insert(key, seen.of_all());
         }
         if stored.files.is_empty() {
             bail!("there is no file to store");
@@ -177,24 +176,34 @@ impl Stored {
 /// Hashes what is read through it.
 struct Hashed<R> {
     inner: R,
-    hasher: Hasher,
-    bytes: u64,
+    seen: Seen,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Hashed<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if let Poll::Ready(Ok(())) = read {
-            let new = &buffer.filled()[before..];
-            self.hasher.update(new);
-            self.bytes += new.len() as u64;
-        }
-        read
+/// What was read through a [`Hashed`]: how many bytes, and their hash.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<(u64, Hasher)>>);
+
+impl Seen {
+    fn of_all(&self) -> (u64, Hash) {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (seen.0, seen.1.finalize())
+    }
+}
+
+impl<R> Hashed<R> {
+    fn new(inner: R) -> (Self, Seen) {
+        let seen = Seen::default();
+        (Self { inner, seen: seen.clone() }, seen)
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let mut seen = self.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.0 += read as u64;
+        seen.1.update(&buffer[..read]);
+        Ok(read)
     }
 }
 
@@ -204,32 +213,29 @@ struct Noise {
     left: u64,
 }
 
-impl AsyncRead for Noise {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.remaining());
-        self.source.fill(buffer.initialize_unfilled_to(wanted));
-        buffer.advance(wanted);
-        self.left -= wanted as u64;
-        Poll::Ready(Ok(()))
+impl Read for Noise {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        self.source.fill(&mut buffer[..length]);
+        self.left -= length as u64;
+        Ok(length)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
-    #[tokio::test]
-    async fn what_is_read_is_hashed_and_noise_has_its_length() {
+    #[test]
+    fn what_is_read_is_hashed_and_noise_has_its_length() {
         let noise = |left| Noise { source: Hasher::new().finalize_xof(), left };
-        let mut source = Hashed { inner: noise(100_001), hasher: Hasher::new(), bytes: 0 };
+        let (mut source, seen) = Hashed::new(noise(100_001));
         let mut read = Vec::new();
-        source.read_to_end(&mut read).await.unwrap();
-        assert_eq!((read.len(), source.bytes), (100_001, 100_001));
-        assert_eq!(source.hasher.finalize(), blake3::hash(&read));
+        source.read_to_end(&mut read).unwrap();
+        assert_eq!(seen.of_all(), (100_001, blake3::hash(&read)));
+        assert_eq!(read.len(), 100_001);
         let mut other = Vec::new();
-        noise(64).read_to_end(&mut other).await.unwrap();
+        noise(64).read_to_end(&mut other).unwrap();
         assert_eq!(other, read[..64]);
     }
 }

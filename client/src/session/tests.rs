@@ -1,5 +1,6 @@
 //! Sessions over nodes in memory: what becomes of a commit that too few replicas took, or that replicas forget.
 
+use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl Setup {
 
     async fn try_put(&self, name: &'static str) -> Result<(), SessionError> {
         let mut writer = self.device.writer_within(Duration::ZERO).await?;
-        writer.put_file(name.into(), Meta::default(), name.as_bytes(), &Progress::default()).await?;
+        writer.put_file(name.into(), Meta::default(), Cursor::new(name), &Progress::default()).await?;
         writer.commit().await.map(drop)
     }
 

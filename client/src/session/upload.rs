@@ -4,20 +4,20 @@
 //! memory is bounded whatever the length of a file and the speed of the network. Nothing here makes anything visible.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use potluck_proto::id::{ChunkId, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, Scheme, padded_len, shard_len};
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::intake::{self, Begun, Named};
 use super::writer::Stored;
 use super::{Inner, Progress, SessionError};
 use crate::cluster::Placed;
-use crate::vault::chunker::{CHUNK_MIN, Chunker};
 use crate::vault::content::{ContentBuilder, Piece, Pieces, inline_file};
 use crate::vault::entry::{ChunkRef, Content, Entry, INLINE_LIMIT, Kind};
 use crate::vault::keys::VaultKeys;
@@ -25,9 +25,6 @@ use crate::vault::pack::{self, OpenStripe, Packer, Placed as Packed};
 use crate::vault::pointer::{PendingPointer, Pointer, StripeRef, Unsealed};
 use crate::vault::seal::{self, SealError, SealedChunk, Sealer};
 use crate::vault::{NodeStore, StoredObject, VaultError};
-
-/// Bytes of a file that are read, cut and sealed as one piece of work.
-const BLOCK: usize = 2 << 20;
 
 /// Pieces of work that are being sealed, or wait to be packed.
 const SEALING: usize = 3;
@@ -131,15 +128,14 @@ impl Sealers {
         }
     }
 
-    fn seal(&self, chunks: Vec<BytesMut>) -> Result<Vec<Sealed>, SealError> {
+    fn seal(&self, chunks: Vec<Named>) -> Result<Vec<Sealed>, SealError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut sealer = match idle {
             Some(sealer) => sealer,
             None => Sealer::new(&self.keys)?,
         };
         let mut sealed = Vec::with_capacity(chunks.len());
-        for plain in chunks {
-            let id = seal::chunk_id(&self.keys, &plain);
+        for Named { id, plain } in chunks {
             sealed.push(match self.known(&id) {
                 Some(known) => Sealed::Known(known),
                 None => Sealed::New(sealer.seal_chunk(id, plain)?),
@@ -208,15 +204,21 @@ impl Upload {
     /// Uploads a file; what is known of its older version is not uploaded again.
     pub(super) async fn file(
         &mut self,
-        source: impl AsyncRead + Unpin + Send,
+        source: impl Read + Send + 'static,
         old: Option<&Entry>,
         progress: &Progress,
     ) -> Result<(Entry, Stored), SessionError> {
-        let mut source = source;
-        let block = read_block(&mut source).await?;
-        Progress::add(&progress.bytes_read, block.len() as u64);
-        if block.len() <= INLINE_LIMIT
-            && let Some(entry) = inline_file(&block)
+        let keys = self.inner.keys.clone();
+        let begun =
+            self.inner.executor.run(move || intake::begin(source, &keys)).await?.map_err(SessionError::Source)?;
+        let head = match &begun {
+            Begun::Whole(bytes) => bytes.len(),
+            Begun::More(intake) => intake.ahead(),
+        };
+        Progress::add(&progress.bytes_read, head as u64);
+        if let Begun::Whole(bytes) = &begun
+            && bytes.len() <= INLINE_LIMIT
+            && let Some(entry) = inline_file(bytes)
         {
             let (size, new_bytes) = (entry.size, entry.size);
             Progress::add(&progress.bytes_new, new_bytes);
@@ -228,35 +230,29 @@ impl Upload {
         let mut file = ContentBuilder::new();
         let mut stored = Stored { size: 0, chunks: 0, new_bytes: 0 };
         let mut sealing: VecDeque<Sealing> = VecDeque::new();
-        if block.len() <= CHUNK_MIN {
+        match begun {
             // A single chunk, as the chunker would find: it ends here, and is too short to be cut.
-            sealing.push_back(self.begin_sealing(vec![BytesMut::from(&block[..])]));
-        } else {
-            let mut chunker = Chunker::new(self.inner.keys.chunking_seed());
-            chunker.tail(block.len()).extend_from_slice(&block);
-            let mut last = block.len() < BLOCK;
-            drop(block);
-            loop {
-                let cut = move || {
-                    let mut chunks: Vec<BytesMut> = std::iter::from_fn(|| chunker.next_chunk()).collect();
-                    if last {
-                        chunks.extend(std::iter::from_fn(|| chunker.finish()));
-                    }
-                    (chunker, chunks)
+            Begun::Whole(bytes) => {
+                let id = seal::chunk_id(&self.inner.keys, &bytes);
+                sealing.push_back(self.begin_sealing(vec![Named { id, plain: bytes.into() }]));
+            }
+            Begun::More(mut intake) => loop {
+                let next = move || {
+                    let part = intake.next();
+                    (intake, part)
                 };
-                let chunks;
-                (chunker, chunks) = self.inner.executor.run(cut).await?;
-                sealing.push_back(self.begin_sealing(chunks));
+                let part;
+                (intake, part) = self.inner.executor.run(next).await?;
+                let part = part.map_err(SessionError::Source)?;
+                Progress::add(&progress.bytes_read, part.read as u64);
+                sealing.push_back(self.begin_sealing(part.chunks));
                 while sealing.len() >= SEALING {
                     self.pack_next(&mut sealing, &mut file, &mut stored, progress).await?;
                 }
-                if last {
+                if part.last {
                     break;
                 }
-                let read = read_more(&mut source, chunker.tail(BLOCK)).await?;
-                Progress::add(&progress.bytes_read, read as u64);
-                last = read < BLOCK;
-            }
+            },
         }
         while !sealing.is_empty() {
             self.pack_next(&mut sealing, &mut file, &mut stored, progress).await?;
@@ -289,7 +285,7 @@ impl Upload {
     }
 
     /// Begins to seal chunks at once, on another thread.
-    fn begin_sealing(&self, chunks: Vec<BytesMut>) -> Sealing {
+    fn begin_sealing(&self, chunks: Vec<Named>) -> Sealing {
         let (executor, sealers) = (self.inner.executor.clone(), self.sealers.clone());
         tokio::spawn(async move {
             let sealed = executor.run(move || sealers.seal(chunks)).await?;
@@ -458,29 +454,14 @@ async fn place(
     Ok(())
 }
 
-/// As much of a block as the source has left: less than [`BLOCK`] only at its end.
-async fn read_block(source: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, SessionError> {
-    let mut block = Vec::new();
-    source.take(BLOCK as u64).read_to_end(&mut block).await.map_err(SessionError::Source)?;
-    Ok(block)
-}
-
-/// Appends a block to `buffer`, which has room for it; returns its length, less than [`BLOCK`] only at the source's end.
-async fn read_more(source: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<usize, SessionError> {
-    let before = buffer.len();
-    let mut source = source.take(BLOCK as u64);
-    while source.read_buf(buffer).await.map_err(SessionError::Source)? > 0 {}
-    Ok(buffer.len() - before)
-}
-
 impl NodeStore for Upload {
     async fn load(&self, pointer: &PendingPointer) -> Result<Bytes, VaultError> {
         let fetcher = &self.inner.fetcher;
         if let Some(plain) = fetcher.kept(&pointer.hash) {
             return Ok(plain);
         }
-        if let Some(stored) = self.packer.read_open(pointer) {
-            return fetcher.open(pointer.hash, Bytes::copy_from_slice(stored)).await;
+        if let Some(chunk) = self.packer.read_open(pointer) {
+            return fetcher.open(pointer.hash, chunk.stored()?.into()).await;
         }
         if let StripeRef::Open(sequence) = pointer.stripe
             && self.packer.resolve(sequence).is_none()
@@ -527,19 +508,5 @@ mod tests {
             assert!(full_at(scheme) >= 1 << 18, "{scheme}");
         }
         assert_eq!(full_at(Scheme::new(10, 4).unwrap()), DATA_LIMIT);
-    }
-
-    #[tokio::test]
-    async fn blocks_are_full_but_for_the_last() {
-        let bytes = vec![7; BLOCK + 5];
-        let mut source = &bytes[..];
-        assert_eq!(read_block(&mut source).await.unwrap().len(), BLOCK);
-        assert_eq!(read_block(&mut source).await.unwrap().len(), 5);
-        assert_eq!(read_block(&mut source).await.unwrap().len(), 0);
-        let (mut source, mut buffer) = (&bytes[..], BytesMut::from(&b"before"[..]));
-        for expected in [BLOCK, 5, 0] {
-            assert_eq!(read_more(&mut source, &mut buffer).await.unwrap(), expected);
-        }
-        assert!(buffer[..6] == *b"before" && buffer[6..] == bytes);
     }
 }

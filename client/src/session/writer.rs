@@ -4,12 +4,12 @@
 //! was.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use bytes::Bytes;
 use potluck_proto::scheme;
 use potluck_proto::stripe::Scheme;
-use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use super::home::WriterLock;
@@ -223,14 +223,14 @@ impl Writer {
         }
     }
 
-    /// Uploads a file and puts it at `key` ([`crate::vault::path::file`]). Chunks that this upload or the file's older
+    /// Uploads a file and puts it at `key` ([`crate::vault::path::file`]). It is read on the executor. Chunks that this upload or the file's older
     /// version has are not sent again. [`SessionError::WrongKind`], before anything is read, where a directory is there or
     /// a file is in the place of a directory above it.
     pub async fn put_file(
         &mut self,
         key: Bytes,
         meta: Meta,
-        source: impl AsyncRead + Unpin + Send,
+        source: impl Read + Send + 'static,
         progress: &Progress,
     ) -> Result<Stored, SessionError> {
         path::check_key(&key)?;

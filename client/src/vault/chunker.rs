@@ -2,32 +2,27 @@
 //!
 //! FastCDC (Xia et al. 2020, as the crate `fastcdc` has it) with a gear table that derives from the vault's seed, so
 //! that the lengths of chunks tell a stranger nothing about known files. Cuts depend on seed and content alone, never
-//! on how the bytes came in. It buffers at most one chunk and what was added last. Parameters: FORMAT.md, "Cuts".
+//! on how the bytes came in. Parameters: FORMAT.md, "Cuts".
 
-use bytes::BytesMut;
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
-/// Shortest chunk but the last, in bytes: 128 KiB.
-pub const CHUNK_MIN: usize = 128 << 10;
+/// Shortest chunk but the last, in bytes: 256 KiB.
+pub const CHUNK_MIN: usize = 256 << 10;
 
-/// Expected length of a chunk, in bytes: 512 KiB.
+/// Where cuts begin to be more likely, in bytes: 512 KiB.
 pub const CHUNK_AVG: usize = 512 << 10;
 
 /// Longest chunk, in bytes: 2 MiB.
 pub const CHUNK_MAX: usize = 2 << 20;
 
-/// The buffer grows by this much, so that few cuts find their bytes at its end and have to move them.
-const BUFFER: usize = 4 * CHUNK_MAX;
-
 const GEAR_LEN: usize = 256;
 
-/// Cuts one stream; reusable for the next after [`Chunker::finish`] has said `None`.
+/// Says where to cut. It remembers nothing of what it has seen.
 pub struct Chunker {
     gear: Box<[u64; GEAR_LEN]>,
     gear_shifted: Box<[u64; GEAR_LEN]>,
     mask_small: u64,
     mask_large: u64,
-    buffer: BytesMut,
 }
 
 impl Chunker {
@@ -43,32 +38,18 @@ impl Chunker {
         }
         let gear_shifted = Box::new(gear.map(|value| value << 1));
         let (mask_small, mask_large) = select_masks(CHUNK_AVG, Normalization::Level1);
-        Self { gear, gear_shifted, mask_small, mask_large, buffer: BytesMut::new() }
+        Self { gear, gear_shifted, mask_small, mask_large }
     }
 
-    /// Where the next bytes of the stream go, with room for `len` at least. Take all chunks ([`Chunker::next_chunk`])
-    /// before adding more: what is added stays in memory until then. What is there already is not to be touched.
-    pub fn tail(&mut self, len: usize) -> &mut BytesMut {
-        if self.buffer.capacity() - self.buffer.len() < len {
-            self.buffer.reserve(len.max(BUFFER - BUFFER.min(self.buffer.len())));
+    /// Length of the chunk at the beginning of `ahead`, the bytes of the stream behind the last cut. `None` while later
+    /// bytes could move its end: with [`CHUNK_MAX`] bytes, or all that are left (`last`), none can; or if nothing is left.
+    #[must_use]
+    pub fn cut(&self, ahead: &[u8], last: bool) -> Option<usize> {
+        if ahead.is_empty() || (ahead.len() < CHUNK_MAX && !last) {
+            return None;
         }
-        &mut self.buffer
-    }
-
-    /// The next chunk whose end is certain; `None` until more is added.
-    pub fn next_chunk(&mut self) -> Option<BytesMut> {
-        // With this much at hand no later byte can move the cut.
-        (self.buffer.len() >= CHUNK_MAX).then(|| self.cut())
-    }
-
-    /// After the last byte: the remaining chunks, one per call, then `None`.
-    pub fn finish(&mut self) -> Option<BytesMut> {
-        (!self.buffer.is_empty()).then(|| self.cut())
-    }
-
-    fn cut(&mut self) -> BytesMut {
         let (_, len) = cut_gear(
-            &self.buffer,
+            ahead,
             CHUNK_MIN,
             CHUNK_AVG,
             CHUNK_MAX,
@@ -79,13 +60,12 @@ impl Chunker {
             &self.gear[..],
             &self.gear_shifted[..],
         );
-        self.buffer.split_to(len)
+        Some(len)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::BytesMut;
     use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
     use super::{CHUNK_AVG, CHUNK_MAX, CHUNK_MIN, Chunker};
@@ -96,21 +76,18 @@ mod tests {
         bytes
     }
 
-    fn cut(chunker: &mut Chunker, data: &[u8], blocks: &[usize]) -> Vec<BytesMut> {
-        let (mut chunks, mut rest) = (Vec::new(), data);
+    /// The chunks of a stream that comes in blocks of these lengths.
+    fn cut<'d>(chunker: &Chunker, data: &'d [u8], blocks: &[usize]) -> Vec<&'d [u8]> {
+        let (mut chunks, mut from, mut come) = (Vec::new(), 0, 0);
         for &block in blocks.iter().cycle() {
-            if rest.is_empty() {
+            come += block.min(data.len() - come);
+            while let Some(len) = chunker.cut(&data[from..come], come == data.len()) {
+                chunks.push(&data[from..from + len]);
+                from += len;
+            }
+            if come == data.len() {
                 break;
             }
-            let (head, tail) = rest.split_at(block.min(rest.len()));
-            chunker.tail(head.len()).extend_from_slice(head);
-            rest = tail;
-            while let Some(chunk) = chunker.next_chunk() {
-                chunks.push(chunk);
-            }
-        }
-        while let Some(chunk) = chunker.finish() {
-            chunks.push(chunk);
         }
         chunks
     }
@@ -124,10 +101,10 @@ mod tests {
             blocks in prop::collection::vec(1usize..(3 << 20), 1..5),
         ) {
             let data = noise(seed, len);
-            let mut chunker = Chunker::new(&[1; 32]);
-            let whole = cut(&mut chunker, &data, &[len.max(1)]);
-            prop_assert_eq!(&cut(&mut chunker, &data, &blocks), &whole);
-            prop_assert_eq!(whole.concat(), data);
+            let chunker = Chunker::new(&[1; 32]);
+            let whole = cut(&chunker, &data, &[len.max(1)]);
+            prop_assert_eq!(&cut(&chunker, &data, &blocks), &whole);
+            prop_assert_eq!(&whole.concat(), &data);
             for (index, chunk) in whole.iter().enumerate() {
                 prop_assert!(chunk.len() <= CHUNK_MAX);
                 prop_assert!(chunk.len() >= CHUNK_MIN || index + 1 == whole.len());
@@ -140,11 +117,11 @@ mod tests {
         let data = noise(5, 24 << 20);
         let mut longer = data.clone();
         longer.splice(100..100, *b"inserted");
-        let before = cut(&mut Chunker::new(&[1; 32]), &data, &[1 << 20]);
-        let after = cut(&mut Chunker::new(&[1; 32]), &longer, &[1 << 20]);
+        let before = cut(&Chunker::new(&[1; 32]), &data, &[1 << 20]);
+        let after = cut(&Chunker::new(&[1; 32]), &longer, &[1 << 20]);
         let kept = before.iter().filter(|chunk| after.contains(chunk)).count();
         assert!(kept + 3 >= before.len(), "{kept} of {}", before.len());
-        let foreign = cut(&mut Chunker::new(&[2; 32]), &data, &[1 << 20]);
+        let foreign = cut(&Chunker::new(&[2; 32]), &data, &[1 << 20]);
         assert!(!foreign[..foreign.len() - 1].iter().any(|chunk| before.contains(chunk)));
         let average = data.len() / before.len();
         assert!((CHUNK_AVG / 2..CHUNK_AVG * 2).contains(&average), "{average}");
@@ -153,8 +130,9 @@ mod tests {
     /// Golden: another cut here would store everything a second time.
     #[test]
     fn cuts_stay_where_they_are() {
-        let chunks = cut(&mut Chunker::new(&[7; 32]), &noise(0, 4 << 20), &[1 << 20]);
-        let lengths: Vec<usize> = chunks.iter().map(BytesMut::len).collect();
+        let data = noise(0, 4 << 20);
+        let chunks = cut(&Chunker::new(&[7; 32]), &data, &[1 << 20]);
+        let lengths: Vec<usize> = chunks.iter().map(|chunk| chunk.len()).collect();
         assert_eq!(lengths, [1_106_148, 816_902, 499_706, 585_146, 382_703, 803_699]);
     }
 }

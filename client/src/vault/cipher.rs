@@ -23,32 +23,25 @@ pub(crate) fn encrypt(
     aad: &[u8],
     message: &mut [u8],
 ) -> Result<[u8; TAG_LEN], CipherError> {
-    scatter(key, nonce, aad, message, &[])
-}
-
-/// Encrypts `message` in place as if `last` stood behind it; returns that byte's ciphertext and the tag.
-pub(crate) fn encrypt_with_last(
-    key: &[u8; KEY_LEN],
-    nonce: [u8; NONCE_LEN],
-    message: &mut [u8],
-    last: u8,
-) -> Result<[u8; 1 + TAG_LEN], CipherError> {
-    scatter(key, nonce, &[], message, &[last])
-}
-
-/// Encrypts `message` in place, and what is `behind` it into the result, where the tag follows.
-fn scatter<const END: usize>(
-    key: &[u8; KEY_LEN],
-    nonce: [u8; NONCE_LEN],
-    aad: &[u8],
-    message: &mut [u8],
-    behind: &[u8],
-) -> Result<[u8; END], CipherError> {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
     let nonce = Nonce::assume_unique_for_key(nonce);
-    let mut end = [0; END];
-    key.seal_in_place_scatter(nonce, Aad::from(aad), message, behind, &mut end).map_err(|_| CipherError)?;
-    Ok(end)
+    let mut tag = [0; TAG_LEN];
+    key.seal_in_place_scatter(nonce, Aad::from(aad), message, &[], &mut tag).map_err(|_| CipherError)?;
+    Ok(tag)
+}
+
+/// Encrypts `message`, and behind it `last`, into `sealed`, where the tag follows: its length is theirs and the tag's.
+pub(crate) fn encrypt_into(
+    key: &[u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    message: &[u8],
+    last: u8,
+    sealed: &mut [u8],
+) -> Result<(), CipherError> {
+    let (body, end) = sealed.split_at_mut_checked(message.len()).ok_or(CipherError)?;
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| CipherError)?);
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.seal_out_of_place_scatter(nonce, Aad::empty(), message, body, &[last], end).map_err(|_| CipherError)
 }
 
 /// Decrypts `sealed` (ciphertext, then tag) into a new buffer.

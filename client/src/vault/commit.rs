@@ -242,7 +242,7 @@ mod tests {
         let parents = vec![Parent { head: HeadId([1; 32]), commit: pointer(2) }];
         let commit = Commit { files, snapshots: None, parents, vector, time_ms: 5, host: "host".into() };
         let (id, pending) = now(store.store(&commit)).unwrap();
-        store.finish_stripe();
+        store.finish_stripe().unwrap();
         let root = RootPointer { id, pointer: store.resolve(&pending).unwrap() };
         let loaded = now(Commit::load(&store, &keys, &root)).unwrap();
         assert_eq!((&loaded.parents, &loaded.vector, &loaded.host), (&commit.parents, &commit.vector, &commit.host));

@@ -46,15 +46,13 @@ impl MemoryStore {
             if let Some(pointer) = self.packer.append(&chunk) {
                 return Ok((chunk, pointer));
             }
-            self.finish_stripe();
+            self.finish_stripe()?;
         }
     }
 
     /// Ends the open stripe, so that what was stored so far has pointers with a stripe id.
-    pub fn finish_stripe(&mut self) {
-        if let Some(closed) = self.packer.close() {
-            self.keep(closed);
-        }
+    pub fn finish_stripe(&mut self) -> Result<(), SealError> {
+        self.packer.close().map_or(Ok(()), |closed| self.keep(closed))
     }
 
     /// The finished pointer.
@@ -71,21 +69,23 @@ impl MemoryStore {
         (std::mem::take(&mut self.stored), loaded)
     }
 
-    fn keep(&mut self, closed: OpenStripe) {
+    fn keep(&mut self, closed: OpenStripe) -> Result<(), SealError> {
         let id = StripeId(*blake3::hash(&closed.sequence().to_le_bytes()).as_bytes());
         self.packer.finished(closed.sequence(), id);
-        self.stripes.insert(id, closed.into_data().into());
+        self.stripes.insert(id, closed.into_data()?.into());
+        Ok(())
     }
 
-    fn stored_bytes(&self, pointer: &PendingPointer) -> Result<&[u8], VaultError> {
-        if let Some(bytes) = self.packer.read_open(pointer) {
-            return Ok(bytes);
+    fn stored_bytes(&self, pointer: &PendingPointer) -> Result<Vec<u8>, VaultError> {
+        if let Some(chunk) = self.packer.read_open(pointer) {
+            return Ok(chunk.stored()?);
         }
         let sealed = self.resolve(pointer)?;
         let start = sealed.offset as usize;
         self.stripes
             .get(&sealed.stripe)
             .and_then(|stripe| stripe.get(start..start + sealed.len as usize))
+            .map(<[u8]>::to_vec)
             .ok_or_else(|| VaultError::Store("no such stripe".into()))
     }
 }
@@ -97,7 +97,7 @@ impl NodeStore for MemoryStore {
             *loaded += 1;
         }
         match self.opener.lock() {
-            Ok(mut opener) => Ok(opener.open(&pointer.hash, stored)?),
+            Ok(mut opener) => Ok(opener.open(&pointer.hash, &stored)?),
             Err(_) => Err(VaultError::Store("a test panicked".into())),
         }
     }
@@ -108,7 +108,7 @@ impl NodeStore for MemoryStore {
         loop {
             match self.packer.place(&mut self.sealer, id, object)? {
                 Placed::At(pointer) => return Ok((id, pointer)),
-                Placed::Full => self.finish_stripe(),
+                Placed::Full => self.finish_stripe()?,
                 Placed::Waits(unsealed) => return Err(unsealed.into()),
             }
         }

@@ -2,14 +2,14 @@
 //!
 //! The packer owns the one open stripe and never waits: where a stripe has to be closed, or its id to be known, it says
 //! so, and the caller does it. Coding and hashing is a plain function on an owned value, for whichever thread has time.
-//! Chunk bytes are copied once, into the buffer that the data shards are slices of.
+//! Chunks are encrypted into the buffer that the shards are slices of, then; until it they keep their own memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use potluck_proto::blocks::{BLOCK_LEN, TreeBuilder};
+use potluck_proto::buffers::Pool;
 use potluck_proto::cert::DeviceCert;
 use potluck_proto::codec::{Codec, CodecError};
 use potluck_proto::id::{ChunkId, StripeId};
@@ -20,15 +20,16 @@ use super::StoredObject;
 use super::pointer::{Location, PendingPointer, Place, StripeRef, Unsealed};
 use super::seal::{SealError, SealedChunk, Sealer};
 
-/// Buffers of stripes that are on the ring, kept for the next ones: fresh memory of this size costs as much as coding.
-const BUFFERS: usize = 2;
+/// Bytes of buffers of stripes that are on the ring, kept for the next ones: fresh memory of this size costs as much as
+/// coding.
+const BUFFERS: usize = 56 << 20;
 
 /// Collects chunks into stripes of one scheme.
 pub struct Packer {
     scheme: Scheme,
     sequence: u64,
-    data: Vec<u8>,
-    buffers: Arc<Buffers>,
+    chunks: Chunks,
+    buffers: Pool,
     finished: BTreeMap<u64, StripeId>,
 }
 
@@ -48,7 +49,7 @@ impl Packer {
     /// An empty packer.
     #[must_use]
     pub fn new(scheme: Scheme) -> Self {
-        Self { scheme, sequence: 0, data: Vec::new(), buffers: Arc::default(), finished: BTreeMap::new() }
+        Self { scheme, sequence: 0, chunks: Chunks::default(), buffers: Pool::new(BUFFERS), finished: BTreeMap::new() }
     }
 
     /// The number of the open stripe. The first is 0, each [`Packer::close`] that has something to close adds 1.
@@ -60,24 +61,17 @@ impl Packer {
     /// Bytes in the open stripe.
     #[must_use]
     pub fn open_len(&self) -> usize {
-        self.data.len()
+        self.chunks.len
     }
 
     /// Puts a chunk into the open stripe; `None`, and nothing done, if there is no room: close it and try again.
     pub fn append(&mut self, chunk: &SealedChunk) -> Option<PendingPointer> {
-        if self.data.len() + chunk.stored_len() > DATA_LIMIT {
+        if self.chunks.len + chunk.stored_len() > DATA_LIMIT {
             return None;
         }
-        if self.data.capacity() == 0 {
-            // Room for all shards at once, so that neither growing nor coding copies anything. Pages that stay
-            // untouched cost no memory.
-            let shard = shard_len(DATA_LIMIT, self.scheme.k());
-            self.data = self.buffers.take();
-            self.data.reserve_exact(shard * self.scheme.n());
-        }
         // Both fit: the limit of a stripe is 16 MiB.
-        let (offset, len) = (self.data.len() as u32, chunk.stored_len() as u32);
-        chunk.stored().iter().for_each(|part| self.data.extend_from_slice(part));
+        let (offset, len) = (self.chunks.len as u32, chunk.stored_len() as u32);
+        self.chunks.push(chunk.clone());
         Some(PendingPointer { stripe: StripeRef::Open(self.sequence), offset, len, hash: chunk.hash })
     }
 
@@ -94,21 +88,21 @@ impl Packer {
     /// Closes the open stripe and begins the next; `None` if it is empty. The caller seals it, then reports its id by
     /// [`Packer::finished`].
     pub fn close(&mut self) -> Option<OpenStripe> {
-        if self.data.is_empty() {
+        if self.chunks.len == 0 {
             return None;
         }
-        let (data, buffers) = (std::mem::take(&mut self.data), self.buffers.clone());
-        let closed = OpenStripe { sequence: self.sequence, scheme: self.scheme, data, buffers };
+        let (chunks, buffers) = (std::mem::take(&mut self.chunks), self.buffers.clone());
+        let closed = OpenStripe { sequence: self.sequence, scheme: self.scheme, chunks, buffers };
         self.sequence += 1;
         Some(closed)
     }
 
-    /// Stored bytes in the open stripe; `None` if the pointer is not into it.
+    /// The chunk at a place in the open stripe; `None` if the pointer is not to one there.
     #[must_use]
-    pub fn read_open(&self, pointer: &PendingPointer) -> Option<&[u8]> {
-        let start = pointer.offset as usize;
-        let range = start..start + pointer.len as usize;
-        self.data.get(range).filter(|_| pointer.stripe == StripeRef::Open(self.sequence))
+    pub fn read_open(&self, pointer: &PendingPointer) -> Option<&SealedChunk> {
+        let chunk = self.chunks.at(pointer.offset as usize)?;
+        (pointer.stripe == StripeRef::Open(self.sequence) && chunk.stored_len() == pointer.len as usize)
+            .then_some(chunk)
     }
 
     /// Learns the id of a stripe that was closed and sealed.
@@ -145,45 +139,50 @@ pub struct Writer {
     pub born: u64,
 }
 
+/// Chunks one after the other.
+#[derive(Default)]
+struct Chunks {
+    /// Each with the place where it begins, in order.
+    placed: Vec<(usize, SealedChunk)>,
+    /// Bytes of all.
+    len: usize,
+}
+
+impl Chunks {
+    fn push(&mut self, chunk: SealedChunk) {
+        let begin = self.len;
+        self.len += chunk.stored_len();
+        self.placed.push((begin, chunk));
+    }
+
+    fn at(&self, begin: usize) -> Option<&SealedChunk> {
+        let place = self.placed.binary_search_by_key(&begin, |(begin, _)| *begin).ok()?;
+        Some(&self.placed[place].1)
+    }
+
+    /// Encrypts all of them into `data`, which must have their length, and lets go of each.
+    fn write(self, data: &mut [u8]) -> Result<(), SealError> {
+        self.placed.into_iter().try_for_each(|(begin, chunk)| chunk.write(&mut data[begin..begin + chunk.stored_len()]))
+    }
+}
+
 /// A stripe that takes no more chunks and is not coded yet.
 pub struct OpenStripe {
     sequence: u64,
     scheme: Scheme,
-    data: Vec<u8>,
-    buffers: Arc<Buffers>,
+    chunks: Chunks,
+    buffers: Pool,
 }
 
-/// Buffers for further use.
-#[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<u8>>>);
-
-impl Buffers {
-    /// An empty one.
-    fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-}
-
-/// A buffer that goes back when the last of a stripe's shards is dropped.
-struct Lent {
-    bytes: Vec<u8>,
-    home: Arc<Buffers>,
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut buffers = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < BUFFERS {
-            self.bytes.clear();
-            buffers.push(std::mem::take(&mut self.bytes));
-        }
-    }
+/// Why a closed stripe could not be coded. Neither depends on the bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseError {
+    /// A chunk could not be encrypted.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The code failed.
+    #[error(transparent)]
+    Code(#[from] CodecError),
 }
 
 /// A stripe as it goes to its homes.
@@ -205,22 +204,28 @@ impl OpenStripe {
     }
 
     /// The chunks as they were packed, without padding.
-    #[must_use]
-    pub fn into_data(self) -> Vec<u8> {
-        self.data
+    pub fn into_data(self) -> Result<Vec<u8>, SealError> {
+        let mut data = vec![0; self.chunks.len];
+        self.chunks.write(&mut data)?;
+        Ok(data)
     }
 
-    /// Pads, codes, hashes and signs; `created_ms` is the writer's clock, for people. Takes milliseconds of one core.
-    pub fn seal(self, writer: &Writer, created_ms: u64) -> Result<SealedStripe, CodecError> {
-        let Self { sequence, scheme, data: mut buffer, buffers } = self;
-        let data_len = padded_len(buffer.len());
+    /// Encrypts, pads, codes, hashes and signs; `created_ms` is the writer's clock, for people. Takes milliseconds of one
+    /// core.
+    pub fn seal(self, writer: &Writer, created_ms: u64) -> Result<SealedStripe, CloseError> {
+        let Self { sequence, scheme, chunks, buffers } = self;
+        let len = chunks.len;
+        let data_len = padded_len(len);
         let shard = shard_len(data_len, scheme.k());
-        buffer.resize(shard * scheme.n(), 0);
+        let mut buffer = buffers.take(shard * scheme.n());
         let (data, parity) = buffer.split_at_mut(shard * scheme.k());
+        let (packed, padding) = data.split_at_mut(len);
+        chunks.write(packed)?;
+        padding.fill(0);
         let mut trees = vec![TreeBuilder::new(shard as u64); scheme.n()];
         // Hashed while they are in the processor's cache.
         Codec::new(scheme).encode_stepwise(data, parity, BLOCK_LEN, |index, block| trees[index].push(block))?;
-        let buffer = Bytes::from_owner(Lent { bytes: buffer, home: buffers });
+        let buffer = buffer.freeze();
         let shards: Vec<Bytes> =
             (0..scheme.n()).map(|index| buffer.slice(index * shard..(index + 1) * shard)).collect();
         let header = StripeHeader {
@@ -240,7 +245,7 @@ impl OpenStripe {
 
 impl fmt::Debug for OpenStripe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OpenStripe({}, {} bytes)", self.sequence, self.data.len())
+        write!(f, "OpenStripe({}, {} bytes)", self.sequence, self.chunks.len)
     }
 }
 
@@ -299,7 +304,8 @@ mod tests {
                 stripes.push(packer.close().unwrap().seal(&writer(keys.signing()), 5).unwrap());
                 packer.append(chunk).unwrap()
             });
-            assert_eq!(packer.read_open(&pointer), Some(&chunk.stored().concat()[..]));
+            assert_eq!(packer.read_open(&pointer).unwrap().hash, chunk.hash);
+            assert!(packer.read_open(&PendingPointer { offset: pointer.offset + 1, ..pointer }).is_none());
             pointers.push(pointer);
         }
         stripes.push(packer.close().unwrap().seal(&writer(keys.signing()), 5).unwrap());

@@ -4,9 +4,10 @@
 //! hash: the same bytes always give the same stored bytes, different ones never share a key. Opening gives exactly what
 //! was sealed or an error, never other bytes. Layout: FORMAT.md, "Chunk".
 //!
-//! A data chunk that does not compress is hashed once and encrypted where it lies: its hash goes over its id, which is a
-//! keyed hash of every byte already.
+//! A data chunk that does not compress is hashed once: its hash goes over its id, which is a keyed hash of every byte
+//! already. And no chunk is copied: it is encrypted to where it goes once that is known.
 
+use std::fmt;
 use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
@@ -39,8 +40,8 @@ const FORM_CHUNK: u8 = 2;
 /// The plaintext's length before zstd's bytes.
 const ZSTD_PREFIX: usize = 4;
 
-/// Bytes of a sample, and distance from one to the next: 1 in 8.
-const SAMPLE: usize = 8 << 10;
+/// Bytes of a sample, and distance from one to the next: 1 in 16.
+const SAMPLE: usize = 4 << 10;
 const SAMPLE_DISTANCE: usize = 64 << 10;
 
 /// Chunks of this length or more, in bytes, are opened into buffers that are used again.
@@ -85,8 +86,8 @@ pub enum OpenError {
     Library,
 }
 
-/// A chunk ready to be packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A chunk ready to be packed: what is to be encrypted, and how.
+#[derive(Clone)]
 pub struct SealedChunk {
     /// What its plaintext is known by.
     pub id: ChunkId,
@@ -94,10 +95,11 @@ pub struct SealedChunk {
     pub plain_len: u32,
     /// Keyed BLAKE3 of what was encrypted; goes into the pointer.
     pub hash: Digest,
-    /// Ciphertext but for its last byte.
+    /// What is encrypted, but for the form's byte behind it.
     body: Bytes,
-    /// The ciphertext's last byte, which is the form's, and the tag.
-    end: [u8; OVERHEAD],
+    form: u8,
+    key: Zeroizing<[u8; KEY_LEN]>,
+    nonce: [u8; NONCE_LEN],
 }
 
 impl SealedChunk {
@@ -107,10 +109,23 @@ impl SealedChunk {
         self.body.len() + OVERHEAD
     }
 
-    /// The stored bytes, ciphertext and tag, in two parts.
-    #[must_use]
-    pub fn stored(&self) -> [&[u8]; 2] {
-        [&self.body, &self.end]
+    /// Writes the stored bytes, ciphertext and tag, over `place`, which must have their length.
+    pub fn write(&self, place: &mut [u8]) -> Result<(), SealError> {
+        cipher::encrypt_into(&self.key, self.nonce, &self.body, self.form, place)
+            .map_err(|_| SealError::Library("cipher"))
+    }
+
+    /// The stored bytes, ciphertext and tag.
+    pub fn stored(&self) -> Result<Vec<u8>, SealError> {
+        let mut stored = vec![0; self.stored_len()];
+        self.write(&mut stored)?;
+        Ok(stored)
+    }
+}
+
+impl fmt::Debug for SealedChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealedChunk({}, {} bytes)", self.id, self.plain_len)
     }
 }
 
@@ -160,16 +175,15 @@ impl Sealer {
 
     /// Seals a data chunk: its id is [`chunk_id`] of it.
     pub fn seal(&mut self, plain: &[u8]) -> Result<SealedChunk, SealError> {
-        self.seal_chunk(chunk_id(&self.keys, plain), plain.into())
+        self.seal_chunk(chunk_id(&self.keys, plain), Bytes::copy_from_slice(plain))
     }
 
-    /// Seals a data chunk whose id, which must be [`chunk_id`] of it, is known; in its own memory if it does not
-    /// compress.
-    pub fn seal_chunk(&mut self, id: ChunkId, plain: BytesMut) -> Result<SealedChunk, SealError> {
+    /// Seals a data chunk whose id, which must be [`chunk_id`] of it, is known.
+    pub fn seal_chunk(&mut self, id: ChunkId, plain: Bytes) -> Result<SealedChunk, SealError> {
         let plain_len = plain_len(&plain)?;
         match self.compress(&plain, plain_len) {
-            Some(body) => self.encrypt(id, plain_len, hash_of(&self.keys, &body, FORM_ZSTD), body, FORM_ZSTD),
-            None => self.encrypt(id, plain_len, hash_of(&self.keys, id.as_bytes(), FORM_CHUNK), plain, FORM_CHUNK),
+            Some(body) => Ok(self.ready(id, plain_len, hash_of(&self.keys, &body, FORM_ZSTD), body, FORM_ZSTD)),
+            None => Ok(self.ready(id, plain_len, hash_of(&self.keys, id.as_bytes(), FORM_CHUNK), plain, FORM_CHUNK)),
         }
     }
 
@@ -178,26 +192,18 @@ impl Sealer {
         let plain_len = plain_len(plain)?;
         let (body, form) = match self.compress(plain, plain_len) {
             Some(body) => (body, FORM_ZSTD),
-            None => (plain.into(), FORM_OBJECT),
+            None => (Bytes::copy_from_slice(plain), FORM_OBJECT),
         };
-        self.encrypt(id, plain_len, hash_of(&self.keys, &body, form), body, form)
+        Ok(self.ready(id, plain_len, hash_of(&self.keys, &body, form), body, form))
     }
 
-    fn encrypt(
-        &self,
-        id: ChunkId,
-        plain_len: u32,
-        hash: Digest,
-        mut body: BytesMut,
-        form: u8,
-    ) -> Result<SealedChunk, SealError> {
+    fn ready(&self, id: ChunkId, plain_len: u32, hash: Digest, body: Bytes, form: u8) -> SealedChunk {
         let (key, nonce) = key_and_nonce(&self.keys, &hash);
-        let end = cipher::encrypt_with_last(&key, nonce, &mut body, form).map_err(|_| SealError::Library("cipher"))?;
-        Ok(SealedChunk { id, plain_len, hash, body: body.freeze(), end })
+        SealedChunk { id, plain_len, hash, body, form, key, nonce }
     }
 
     /// The length and a zstd frame, if that pays.
-    fn compress(&mut self, plain: &[u8], plain_len: u32) -> Option<BytesMut> {
+    fn compress(&mut self, plain: &[u8], plain_len: u32) -> Option<Bytes> {
         // Space that compression must fit into for it to pay: so zstd stops early where it does not.
         let room = (plain.len() - plain.len() / LEAST_SAVING).checked_sub(ZSTD_PREFIX)?;
         if room == 0 || room + ZSTD_PREFIX == plain.len() || !self.promises(plain) {
@@ -210,11 +216,11 @@ impl Sealer {
         let mut body = BytesMut::with_capacity(ZSTD_PREFIX + len);
         body.extend_from_slice(&plain_len.to_le_bytes());
         body.extend_from_slice(&self.scratch[..len]);
-        Some(body)
+        Some(body.freeze())
     }
 
     /// Whether any sample of a long chunk gets shorter. Most of what people keep is compressed already, and trying a
-    /// sample costs an eighth of trying the whole.
+    /// sample costs a sixteenth of trying the whole.
     fn promises(&mut self, plain: &[u8]) -> bool {
         if plain.len() < 2 * SAMPLE_DISTANCE {
             return true;

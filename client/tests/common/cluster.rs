@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::io::Cursor;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -137,5 +138,5 @@ impl Cluster {
 
 pub(crate) async fn put(writer: &mut Writer, path: &str, bytes: &[u8]) {
     let meta = Meta { mode: 0o644, mtime_ns: 7 };
-    writer.put_file(path::file(path).unwrap(), meta, bytes, &Progress::default()).await.unwrap();
+    writer.put_file(path::file(path).unwrap(), meta, Cursor::new(bytes.to_vec()), &Progress::default()).await.unwrap();
 }

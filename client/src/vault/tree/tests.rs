@@ -63,7 +63,7 @@ proptest! {
             let before = root.clone();
             root = now(apply(&mut store, &keys, &root, changes)).unwrap();
             if finish {
-                store.finish_stripe();
+                store.finish_stripe().unwrap();
             }
             // The difference is exactly what changed.
             let mut diff = Diff::new(&keys, &before, &root);
