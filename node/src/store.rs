@@ -6,6 +6,8 @@
 pub mod files;
 pub mod index;
 pub mod memory;
+pub mod segments;
+mod unbuffered;
 
 use std::io;
 use std::ops::Range;

@@ -8,7 +8,6 @@
 //! wrote, is out of the index but stays where it is, and is tried again. Both count as missing, so that they are rebuilt.
 
 mod layout;
-mod unbuffered;
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -25,8 +24,8 @@ use potluck_proto::id::StripeId;
 use potluck_proto::stripe::{Scheme, SignedHeader};
 
 use self::layout::{Name, Place, Prefix};
-use self::unbuffered::Disk;
 use super::index::Index;
+use super::unbuffered::Disk;
 use super::{Check, Held, ShardKey, ShardRead, ShardState, ShardStore, StoreError, Usage};
 use crate::durable::sync_folder;
 
@@ -689,4 +688,4 @@ impl Prefix {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -10,7 +10,7 @@ use potluck_proto::id::StripeId;
 use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
 use super::super::{Held, ShardKey, ShardState, StoreError};
-use super::unbuffered::Disk;
+use crate::store::unbuffered::Disk;
 
 /// The first bytes of every shard file.
 const MAGIC: [u8; 8] = *b"potshard";

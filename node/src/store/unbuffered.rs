@@ -25,14 +25,14 @@ const PIECE: usize = 1 << 20;
 const KEPT: usize = 24 << 20;
 
 /// How files below one folder are written and read.
-pub(super) struct Disk {
+pub(in crate::store) struct Disk {
     direct: bool,
     pool: Pool,
 }
 
 impl Disk {
     /// For `folder`, where a file is made and removed to see what the file system can do.
-    pub(super) fn new(folder: &Path) -> io::Result<Self> {
+    pub(in crate::store) fn new(folder: &Path) -> io::Result<Self> {
         let disk = Self { direct: true, pool: Pool::new(KEPT) };
         let probe = folder.join("probe");
         let probed = disk.create(&probe, &[b"probe"]).and_then(|_| disk.read(&disk.open(&probe)?, 0..5));
@@ -51,13 +51,13 @@ impl Disk {
     }
 
     /// Opens a file for [`Disk::read`].
-    pub(super) fn open(&self, path: &Path) -> io::Result<File> {
+    pub(in crate::store) fn open(&self, path: &Path) -> io::Result<File> {
         let flags = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
         OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
     }
 
     /// Reads a range of a file, less where the file ends.
-    pub(super) fn read(&self, file: &File, range: Range<u64>) -> io::Result<Bytes> {
+    pub(in crate::store) fn read(&self, file: &File, range: Range<u64>) -> io::Result<Bytes> {
         let block = BLOCK as u64;
         let from = range.start / block * block;
         let room = (range.end.next_multiple_of(block) - from) as usize;
@@ -81,7 +81,7 @@ impl Disk {
     }
 
     /// Makes a new file of these bytes, all of them on disk when it returns; its name may not be yet.
-    pub(super) fn create(&self, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
+    pub(in crate::store) fn create(&self, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         let file = if self.direct {

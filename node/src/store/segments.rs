@@ -1,0 +1,3 @@
+//! One append-only log of self-describing, checksummed records in segments: the store that is to follow the files.
+
+pub mod format;
