@@ -6,7 +6,7 @@
 //! to buffers that are used again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -97,6 +97,42 @@ impl Disk {
         Ok(file)
     }
 
+    /// Whether files are written and read past the page cache.
+    pub(in crate::store) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// The buffers that are read to.
+    pub(in crate::store) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes a new file for [`Disk::write_at`] that has `room` bytes of the disk for its own. Nothing of it is synced.
+    pub(in crate::store) fn create_with_room(&self, path: &Path, room: u64) -> io::Result<File> {
+        let flags = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags.bits() as i32).open(path)?;
+        match hold_room(&file, room) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // It would be in the way of the next try.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes these bytes, whole blocks in all, from a block's beginning on. One writer at a time: it moves the file's
+    /// cursor.
+    pub(in crate::store) fn write_at(&self, mut file: &File, at: u64, parts: &[&[u8]]) -> io::Result<()> {
+        file.seek(SeekFrom::Start(at))?;
+        if !self.direct || parts.iter().all(|part| is_aligned(part) && part.len() % BLOCK == 0) {
+            let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            return write_all(file, &mut slices);
+        }
+        write_through(file, &mut self.pool.take(PIECE), parts)
+    }
+
     fn write_direct(&self, file: &File, parts: &[&[u8]]) -> io::Result<()> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         if len == 0 {
@@ -104,10 +140,7 @@ impl Disk {
         }
         let room = len.next_multiple_of(BLOCK) as u64;
         // Known at once whether there is space; and the length is not changed by each write.
-        match fallocate(file, FallocateFlags::empty(), 0, room) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-            Err(error) => return Err(error.into()),
-        }
+        hold_room(file, room)?;
         let mut buffer = self.pool.take(PIECE);
         match parts {
             [first, second] if first.len() % BLOCK == 0 && first.len() < PIECE && is_aligned(second) => {
@@ -116,6 +149,14 @@ impl Disk {
             _ => write_through(file, &mut buffer, parts)?,
         }
         file.set_len(len as u64)
+    }
+}
+
+/// Makes the file so long, with blocks of the disk behind it where the file system can.
+fn hold_room(file: &File, room: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, room) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -7,7 +7,7 @@
 use potluck_proto::blocks::{BlockTree, VALUE_LEN, block_count};
 use potluck_proto::encoding::{DecodeError, Decoder, Encoder};
 use potluck_proto::id::{Digest, StripeId};
-use potluck_proto::stripe::{DATA_LIMIT, SHARDS_LIMIT, SignedHeader};
+use potluck_proto::stripe::{DATA_LIMIT, SHARDS_LIMIT, Scheme, SignedHeader};
 
 /// A block of the disk, in bytes: batches begin and end at blocks.
 pub const BLOCK: usize = 4096;
@@ -419,7 +419,10 @@ impl RecordHeader {
         let fits = match self.kind {
             Kind::Shard => {
                 let needed = block_count(self.payload_len.into()) * VALUE_LEN as u64;
-                self.header_len as usize <= STRIPE_HEADER_LIMIT && u64::from(self.tree_len) == needed
+                let coded = Scheme::new(self.scheme.0.into(), self.scheme.1.into());
+                self.header_len as usize <= STRIPE_HEADER_LIMIT
+                    && u64::from(self.tree_len) == needed
+                    && coded.is_ok_and(|scheme| usize::from(self.index) < scheme.n())
             }
             Kind::Delete | Kind::Trash | Kind::Restore | Kind::Complete => {
                 self.header_len == 0 && self.tree_len == 0 && self.payload_len == 0
@@ -434,6 +437,9 @@ impl RecordHeader {
         let places = self.offset.is_multiple_of(BLOCK as u64) || !self.is_aligned();
         if !places || self.offset < BLOCK as u64 || self.sequence >> 32 != self.segment {
             return Err(FormatError::Field("a place where no record can be"));
+        }
+        if self.kind != Kind::Shard && self.scheme != (0, 0) {
+            return Err(FormatError::Field("a scheme of what is not a shard"));
         }
         if usize::from(self.index) >= SHARDS_LIMIT || self.generation > self.sequence {
             return Err(FormatError::Field("an index or a generation outside its range"));

@@ -251,7 +251,7 @@ proptest! {
         let payload_len = if has_payload { len } else { 0 };
         let is_shard = kind == Kind::Shard;
         let header = RecordHeader {
-            scheme: (4, 4),
+            scheme: if is_shard { (4, 4) } else { (0, 0) },
             complete: flags & 1 != 0,
             damaged: flags & 2 != 0,
             until_ms: (flags & 4 != 0).then_some(numbers[0]),
@@ -265,7 +265,7 @@ proptest! {
             header_len: if is_shard { (seed % 60_000) as u32 } else { 0 },
             tree_len: if is_shard { (block_count(payload_len.into()) * 32) as u32 } else { 0 },
             payload_len,
-            ..RecordHeader::bare(kind, key, index)
+            ..RecordHeader::bare(kind, key, if is_shard { index % 8 } else { index })
         };
         let mut bytes = header.encode();
         prop_assert_eq!(RecordHeader::decode(&bytes), Ok(header));
