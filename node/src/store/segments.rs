@@ -2,3 +2,6 @@
 
 pub mod disk;
 pub mod format;
+pub mod log;
+pub mod recovery;
+pub mod table;

@@ -5,7 +5,7 @@
 
 pub mod faults;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Gives a file another name, over one that may be there.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Cuts a file that is not being written to `len` bytes; lasts once it was synced.
+    fn cut(&self, name: &str, len: u64) -> io::Result<()>;
     /// Takes a file's name away.
     fn unlink(&self, name: &str) -> io::Result<()>;
     /// Makes names last: those created, renamed, unlinked.
@@ -113,6 +115,10 @@ impl Disk for FolderDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.folder.join(from), self.folder.join(to))
+    }
+
+    fn cut(&self, name: &str, len: u64) -> io::Result<()> {
+        OpenOptions::new().write(true).open(self.folder.join(name))?.set_len(len)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
@@ -209,7 +215,8 @@ mod tests {
             assert_eq!(read.read_at(0..5 * BLOCK as u64).unwrap(), bytes);
             assert_eq!(read.read_at(5000..9001).unwrap(), bytes[5000..9001]);
             assert_eq!(read.read_at(5 * BLOCK as u64..6 * BLOCK as u64).unwrap(), vec![0; BLOCK]);
-            file.set_len(3 * BLOCK as u64).unwrap();
+            file.set_len(4 * BLOCK as u64).unwrap();
+            disk.cut("b", 3 * BLOCK as u64).unwrap();
             assert_eq!(read.read_at(0..1 << 20).unwrap().len(), 3 * BLOCK);
             disk.unlink("b").unwrap();
             assert_eq!(read.read_at(1..2).unwrap(), bytes[1..2]);

@@ -150,6 +150,12 @@ impl FaultyDisk {
         self.state().faults = faults;
     }
 
+    /// What fails now.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        self.state().faults
+    }
+
     /// Syncs so far, of files and of the folder.
     #[must_use]
     pub fn syncs(&self) -> u64 {
@@ -350,6 +356,10 @@ impl Disk for FaultyDisk {
         apply(&mut state.names, Change::Rename(from.into(), to.into()));
         state.changes.push(Change::Rename(from.into(), to.into()));
         Ok(())
+    }
+
+    fn cut(&self, name: &str, len: u64) -> io::Result<()> {
+        self.open(name)?.set_len(len)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {

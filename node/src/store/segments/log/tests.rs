@@ -1,0 +1,148 @@
+//! One sync for those who come together, a new segment where one is full, and no end to what fails.
+
+use super::*;
+use crate::store::segments::disk::faults::{Faults, FaultyDisk};
+use crate::store::segments::recovery::read_segment;
+
+const STORE: StoreId = StoreId([5; 16]);
+
+fn log(disk: &FaultyDisk, segment_bytes: u64) -> Arc<Log> {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    Arc::new(Log::new(disk, STORE, Arc::default(), 1, segment_bytes, Arc::new(|| 7)))
+}
+
+fn head(log: &Log, vault: u8, len: usize) -> Job {
+    let payload = vec![vault; len];
+    let header = RecordHeader {
+        payload_len: len as u32,
+        payload: Digest::of(&payload),
+        ..RecordHeader::bare(Kind::Head, [vault; 32], 0)
+    };
+    Job::new(&*log.disk, header, &[], &[], &payload)
+}
+
+/// All records of a disk's segments, the padding left out.
+fn records(disk: &FaultyDisk) -> Vec<RecordHeader> {
+    let mut records = Vec::new();
+    for name in disk.list().unwrap() {
+        let contents = read_segment(&*disk.open(&name).unwrap(), STORE, segment_number(&name).unwrap()).unwrap();
+        assert_eq!(contents.gaps, []);
+        let last = contents.records.last().unwrap();
+        assert!((last.offset + last.extent()).is_multiple_of(BLOCK as u64));
+        records.extend(contents.records.into_iter().filter(|header| header.kind != Kind::Padding));
+    }
+    records
+}
+
+#[test]
+fn padding_fills_blocks_and_says_so() {
+    for bytes in 0..3 * BLOCK as u64 {
+        let padding = padding_for(bytes);
+        assert!((bytes + padding).is_multiple_of(BLOCK as u64));
+        assert!(padding == 0 || padding >= RECORD_LEN as u64);
+        assert!(padding < (BLOCK + RECORD_LEN) as u64);
+    }
+}
+
+#[test]
+fn names_and_numbers() {
+    for number in [1, 0xabc, u64::MAX] {
+        assert_eq!(segment_number(&segment_name(number)), Some(number));
+    }
+    for wrong in ["store", "1.segment", "000000000000000A.segment", "+00000000000000a.segment", "x", ".segment"] {
+        assert_eq!(segment_number(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn those_who_come_together_share_a_sync() {
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let log = log(&disk, 64 << 20);
+    log.append(head(&log, 0, 10)).unwrap();
+    let before = disk.syncs();
+    let lengths = [1, 100, 5_000, 65_536, 70_000, 0, 65_535];
+    let jobs = (1..200).map(|vault| head(&log, vault, lengths[usize::from(vault) % lengths.len()])).collect();
+    let outcomes = log.append_all(jobs);
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(disk.syncs() - before, 1);
+    let found = records(&disk);
+    assert_eq!(found.len(), 200);
+    assert!(found.is_sorted_by_key(|header| header.sequence));
+    for header in outcomes.into_iter().flatten() {
+        assert!(found.contains(&header));
+    }
+    // Sealed, it says the same.
+    log.close();
+    log.finish();
+    assert_eq!(records(&disk), found);
+    assert_eq!(log.append(head(&log, 1, 1)).unwrap_err(), AppendError::Closed);
+}
+
+#[test]
+fn a_full_segment_is_sealed_and_a_new_one_begun() {
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let log = log(&disk, 256 << 10);
+    for vault in 0..100 {
+        log.append(head(&log, vault, 20_000)).unwrap();
+    }
+    // One that is longer than any segment has one for itself.
+    log.append(head(&log, 100, 1 << 20)).unwrap();
+    log.append(head(&log, 101, 1)).unwrap();
+    let names = disk.list().unwrap();
+    assert!(names.len() > 8, "{names:?}");
+    let sealed = names.iter().filter(|name| {
+        let file = disk.open(name).unwrap();
+        read_segment(&*file, STORE, segment_number(name).unwrap()).unwrap().sealed
+    });
+    assert_eq!(sealed.count(), names.len() - 1);
+    assert_eq!(records(&disk).len(), 102);
+}
+
+/// What was acknowledged is there; what failed was told, and nothing follows it in its segment.
+#[test]
+fn failures_end_segments_and_nothing_else() {
+    for seed in 0..100 {
+        let disk = FaultyDisk::new(seed, 1 << 30, Faults::default());
+        let log = log(&disk, 512 << 10);
+        disk.set_faults(Faults { write: 0.1, sync: 0.1, names: 0.1, ..Faults::default() });
+        let outcomes: Vec<Outcome> = (0..80).map(|vault| log.append(head(&log, vault, 30_000))).collect();
+        disk.set_faults(Faults::default());
+        assert!(outcomes.iter().any(Result::is_err) && log.failures() > 0);
+        disk.crash();
+        let mut found = Vec::new();
+        for name in disk.list().unwrap() {
+            let file = disk.open(&name).unwrap();
+            found.extend(read_segment(&*file, STORE, segment_number(&name).unwrap()).map_or(vec![], |all| all.records));
+        }
+        for header in outcomes.into_iter().flatten() {
+            assert!(found.contains(&header), "seed {seed}: {header:?}");
+        }
+    }
+}
+
+#[test]
+fn a_thread_writes_for_many_and_what_waits_is_bounded() {
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let log = log(&disk, 64 << 20);
+    let writer = std::thread::spawn({
+        let log = log.clone();
+        move || log.run()
+    });
+    std::thread::scope(|scope| {
+        for worker in 0..8 {
+            let log = &log;
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let header = log.append(head(log, worker * 25 + round, 1_000_000)).unwrap();
+                    assert_eq!(header.key, [worker * 25 + round; 32]);
+                    assert!(lock(&log.queue).bytes <= QUEUE_BYTES);
+                }
+            });
+        }
+    });
+    log.close();
+    writer.join().unwrap();
+    log.finish();
+    assert_eq!(records(&disk).len(), 200);
+    assert!(disk.syncs() < 400);
+}

@@ -1,0 +1,353 @@
+//! What a start finds: every segment is read, whole records are kept, gaps are told, and the table is made anew.
+//!
+//! Of a sealed segment the footer is enough. One that was not sealed is read record by record, each checked from end to
+//! end: a crash may have left any part of what was written last. No segment that was found is ever written to again.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::disk::{self, Disk, DiskFile};
+use super::format::{
+    BLOCK, FormatError, Kind, RECORD_LEN, Record, RecordHeader, Seal, SegmentHeader, StoreId, decode_footer,
+};
+use super::log::{segment_name, segment_number};
+use super::table::Table;
+
+/// The file that names the store: a segment's header with the number 0.
+pub const STORE_NAME: &str = "store";
+
+/// Bytes read at once of a segment without a footer.
+const PIECE: u64 = 1 << 20;
+
+/// A part of a segment in which there should be records, and none can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The segment.
+    pub segment: u64,
+    /// Where the gap begins, in bytes.
+    pub offset: u64,
+    /// Its length, in bytes.
+    pub len: u64,
+    /// What is wrong there.
+    pub why: String,
+}
+
+/// What a segment holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Headers of its records, in order; padding too.
+    pub records: Vec<RecordHeader>,
+    /// Whether its footer says so; else the records were read themselves.
+    pub sealed: bool,
+    /// Parts that should hold records.
+    pub gaps: Vec<Gap>,
+    /// Whether the disk failed to give a part.
+    pub unreadable: bool,
+    /// Where the zeros begin that reach to the end of a segment without a footer, in bytes.
+    pub end: u64,
+}
+
+/// Why nothing of a segment can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// No record was ever written to it.
+    #[error("it holds nothing")]
+    Empty,
+    /// Another store wrote it.
+    #[error("it belongs to another store")]
+    Foreign,
+    /// A newer program wrote it.
+    #[error("{0}")]
+    Newer(FormatError),
+    /// The disk does not give it.
+    #[error("the disk does not give it: {0}")]
+    Disk(#[from] io::Error),
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Segments that could be read.
+    pub segments: u64,
+    /// Of them, those whose footer was enough.
+    pub sealed: u64,
+    /// Records.
+    pub records: u64,
+    /// Where records are missing. Some of them were perhaps never acknowledged.
+    pub gaps: Vec<Gap>,
+    /// Files of which nothing could be used, and why. They stay where they are.
+    pub unusable: Vec<(String, String)>,
+}
+
+impl Found {
+    /// Whether everything that was ever written could be read, as far as one can tell.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.gaps.is_empty() && self.unusable.is_empty()
+    }
+}
+
+/// Reads a file in pieces.
+struct Window<'a> {
+    file: &'a dyn DiskFile,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Window<'_> {
+    /// So many bytes from a place, less where the file ends.
+    fn get(&mut self, at: u64, len: u64) -> io::Result<&[u8]> {
+        let have = self.start..self.start + self.bytes.len() as u64;
+        if at < have.start || at + len > have.end {
+            // Where a large piece cannot be read, perhaps this part of it can.
+            let read = self.file.read_at(at..at + len.max(PIECE)).or_else(|_| self.file.read_at(at..at + len));
+            (self.start, self.bytes) = (at, read?);
+        }
+        let from = (at - self.start) as usize;
+        let end = (from + len as usize).min(self.bytes.len());
+        Ok(&self.bytes[from..end])
+    }
+}
+
+/// Reads a segment, by its footer if it has one.
+pub fn read_segment(file: &dyn DiskFile, store: StoreId, segment: u64) -> Result<Contents, Unusable> {
+    let len = file.len()?;
+    let first = file.read_at(0..BLOCK as u64)?;
+    match SegmentHeader::decode(&first) {
+        Ok(header) if header.store != store => return Err(Unusable::Foreign),
+        // The name is wrong, or the file. Its records know where they belong.
+        Ok(header) if header.segment != segment => return Err(Unusable::Foreign),
+        Err(error @ FormatError::Version(_)) => return Err(Unusable::Newer(error)),
+        // The header says nothing that the name does not say too: the records are read all the same.
+        _ => {}
+    }
+    if let Some(records) = sealed(file, store, segment, len) {
+        return Ok(Contents { records, sealed: true, ..Contents::default() });
+    }
+    let contents = scan(file, store, segment, len);
+    if contents.records.is_empty() && contents.gaps.is_empty() {
+        return Err(Unusable::Empty);
+    }
+    Ok(contents)
+}
+
+/// The records that the footer lists, if all about it is sound.
+fn sealed(file: &dyn DiskFile, store: StoreId, segment: u64, len: u64) -> Option<Vec<RecordHeader>> {
+    let last = file.read_at(len.checked_sub(BLOCK as u64)?..len).ok()?;
+    let seal = Seal::decode(&last).ok()?;
+    if (seal.store, seal.segment, seal.len) != (store, segment, len) {
+        return None;
+    }
+    let bytes = file.read_at(seal.footer..len).ok()?;
+    let footer = Record::decode(&bytes, store, segment, seal.footer).ok()?;
+    if footer.header.kind != Kind::Footer {
+        return None;
+    }
+    decode_footer(footer.payload, &seal).ok()
+}
+
+/// Reads a segment record by record.
+fn scan(file: &dyn DiskFile, store: StoreId, segment: u64, len: u64) -> Contents {
+    let mut contents = Contents::default();
+    let mut window = Window { file, start: 0, bytes: Bytes::new() };
+    let block = BLOCK as u64;
+    let mut at = block;
+    // What was skipped since the last whole record, and what was wrong with it first.
+    let mut skipped: Option<(u64, String)> = None;
+    // Zeros are a gap only if something follows them.
+    let mut zeros_from: Option<u64> = None;
+    let mut next = segment << 32;
+    while at < len {
+        let read = read_record(&mut window, store, segment, at, len);
+        let (extent, why) = match read {
+            Ok(Item::Record(header)) if header.sequence >= next => {
+                let lost = header.sequence > next;
+                if let Some(from) = zeros_from.take().filter(|_| lost) {
+                    skipped.get_or_insert_with(|| (from, "a write that did not reach the disk".into()));
+                }
+                if let Some((offset, why)) = skipped.take() {
+                    contents.gaps.push(Gap { segment, offset, len: at - offset, why });
+                } else if lost {
+                    contents.gaps.push(Gap { segment, offset: at, len: 0, why: "records are missing".into() });
+                }
+                next = header.sequence + 1;
+                at += header.extent();
+                if header.kind == Kind::Footer {
+                    at = at.next_multiple_of(block);
+                } else {
+                    contents.records.push(header);
+                }
+                continue;
+            }
+            Ok(Item::Record(header)) => (header.extent(), "a record from another time".to_string()),
+            Ok(Item::Seal) => {
+                at += block;
+                continue;
+            }
+            Ok(Item::Zeros) => {
+                zeros_from.get_or_insert(at);
+                at += block;
+                continue;
+            }
+            Ok(Item::Damaged(extent, error)) => (extent, error.to_string()),
+            Err(error) => {
+                contents.unreadable = true;
+                (0, format!("the disk does not give it: {error}"))
+            }
+        };
+        let from = zeros_from.take().unwrap_or(at);
+        skipped.get_or_insert((from, why));
+        // The next record that can be found begins at a block, unless this one's length is known.
+        at = if extent > 0 { at + extent } else { (at + 1).next_multiple_of(block) };
+    }
+    contents.end = zeros_from.unwrap_or(len);
+    if let Some((offset, why)) = skipped {
+        contents.gaps.push(Gap { segment, offset, len: zeros_from.unwrap_or(at).max(offset) - offset, why });
+    }
+    contents
+}
+
+enum Item {
+    Record(RecordHeader),
+    Seal,
+    Zeros,
+    /// Its length, if that is known, and what is wrong with it.
+    Damaged(u64, FormatError),
+}
+
+fn read_record(window: &mut Window<'_>, store: StoreId, segment: u64, at: u64, len: u64) -> io::Result<Item> {
+    let block = BLOCK as u64;
+    let to_block = (at + 1).next_multiple_of(block) - at;
+    let front = window.get(at, to_block.max(RECORD_LEN as u64).min(len - at))?;
+    let header = match RecordHeader::decode(front) {
+        Ok(header) => header,
+        Err(error) => {
+            let whole_block = at.is_multiple_of(block) && front.len() == BLOCK;
+            return Ok(match Seal::decode(front) {
+                Ok(seal) if (seal.store, seal.segment) == (store, segment) => Item::Seal,
+                _ if whole_block && front.iter().all(|byte| *byte == 0) => Item::Zeros,
+                _ => Item::Damaged(0, error),
+            });
+        }
+    };
+    if let Err(error) = header.expect_at(store, segment, at) {
+        return Ok(Item::Damaged(0, error));
+    }
+    let extent = header.extent();
+    if at + extent > len {
+        return Ok(Item::Damaged(0, FormatError::Truncated));
+    }
+    Ok(match Record::decode(window.get(at, extent)?, store, segment, at) {
+        Ok(record) => Item::Record(record.header),
+        Err(error) => Item::Damaged(extent, error),
+    })
+}
+
+/// The store's id, from the file that names it or, where that is lost, from the segments; `fresh` if there are none.
+fn store_id(disk: &dyn Disk, names: &[String], fresh: StoreId) -> io::Result<StoreId> {
+    let block = |name: &str| disk.open(name)?.read_at(0..BLOCK as u64);
+    let mut damaged = false;
+    match block(STORE_NAME).map(|block| SegmentHeader::decode(&block)) {
+        Ok(Ok(header)) => return Ok(header.store),
+        Ok(Err(error @ FormatError::Version(_))) => return Err(io::Error::other(error)),
+        Ok(Err(_)) => damaged = true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let segments: Vec<_> = names.iter().filter(|name| segment_number(name).is_some()).collect();
+    let named = segments.iter().find_map(|name| {
+        let front = disk.open(name).and_then(|file| file.read_at(0..PIECE)).ok()?;
+        let records = || front.chunks(BLOCK).find_map(|block| RecordHeader::decode(block).ok());
+        SegmentHeader::decode(&front).map(|header| header.store).ok().or_else(|| records().map(|record| record.store))
+    });
+    if damaged || !segments.is_empty() {
+        tracing::warn!("the file that names the store is lost or damaged: its segments name it");
+    }
+    if named.is_none() && !segments.is_empty() {
+        // A segment that a crash cut short has no header; one with records that cannot be told from it must stay.
+        for name in &segments {
+            let file = disk.open(name)?;
+            if !file.read_at(0..2 * BLOCK as u64)?.iter().all(|byte| *byte == 0) {
+                return Err(io::Error::other("segments are there, but none says which store they are of"));
+            }
+        }
+    }
+    let store = named.unwrap_or(fresh);
+    disk::replace(disk, STORE_NAME, &SegmentHeader { store, segment: 0, created_ms: 0 }.encode())?;
+    Ok(store)
+}
+
+/// What a store begins with.
+pub struct Opened {
+    /// Its id.
+    pub store: StoreId,
+    /// What its log says.
+    pub table: Table,
+    /// The number of its next segment.
+    pub next_segment: u64,
+    /// What was found.
+    pub found: Found,
+}
+
+/// Reads all segments of a disk. A store that is not there yet is named `fresh`. An error says that the disk does not
+/// list its files, or cannot be written; a damaged segment is none.
+pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
+    let names = disk.list()?;
+    let store = store_id(&**disk, &names, fresh)?;
+    let (mut table, mut found) = (Table::default(), Found::default());
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    numbers.sort_unstable();
+    let next_segment = numbers.last().map_or(1, |last| last + 1);
+    let mut removed = false;
+    for segment in numbers {
+        let name = segment_name(segment);
+        let read = disk.open(&name).map_err(Unusable::from).and_then(|file| {
+            let contents = read_segment(&*file, store, segment)?;
+            if !contents.sealed {
+                if contents.end < file.len()? {
+                    // Space was set aside that it never needed.
+                    disk.cut(&name, contents.end)?;
+                }
+                // What is read may be in the page cache alone; nobody is told of it before it is on disk.
+                file.sync_data()?;
+            }
+            Ok(contents)
+        });
+        let contents = match read {
+            Ok(contents) => contents,
+            Err(Unusable::Empty) => {
+                disk.unlink(&name)?;
+                removed = true;
+                continue;
+            }
+            Err(why) => {
+                tracing::error!(name, %why, "a segment cannot be used: it stays as it is, its shards count as missing");
+                table.set_blind(segment);
+                found.unusable.push((name, why.to_string()));
+                continue;
+            }
+        };
+        table.begin_segment(segment);
+        contents.records.iter().for_each(|header| table.apply(header));
+        if !contents.gaps.is_empty() {
+            table.distrust(segment, contents.unreadable);
+        }
+        for gap in &contents.gaps {
+            tracing::warn!(segment, offset = gap.offset, bytes = gap.len, why = gap.why, "a gap in the log");
+        }
+        found.segments += 1;
+        found.sealed += u64::from(contents.sealed);
+        found.records += contents.records.len() as u64;
+        found.gaps.extend(contents.gaps);
+    }
+    if removed {
+        disk.sync_folder()?;
+    }
+    table.settle();
+    Ok(Opened { store, table, next_segment, found })
+}
+
+#[cfg(test)]
+mod tests;

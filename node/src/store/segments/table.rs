@@ -1,0 +1,496 @@
+//! What the log says, in memory: which record counts of each shard, and what each segment holds of use.
+//!
+//! The writer applies each record once it is synced; a start applies all that it finds, in the same order, by the same
+//! code: so the table that was kept and the one that is made anew are equal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use potluck_proto::id::StripeId;
+use potluck_proto::stripe::Scheme;
+
+use super::format::{BLOCK, Kind, RECORD_LEN, RecordHeader};
+use crate::store::{Held, ShardKey, ShardState, Usage};
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The segment's number.
+    pub segment: u64,
+    /// Bytes from its beginning.
+    pub offset: u64,
+}
+
+/// A shard that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Where its newest record is.
+    pub place: Place,
+    /// The record of its state that came after that one.
+    pub said: Option<Place>,
+    /// Bytes of stripe header.
+    pub header_len: u32,
+    /// Bytes of chaining values.
+    pub tree_len: u32,
+    /// Sequence of the put that brought it.
+    pub generation: u64,
+    /// Sequence of its newest record.
+    pub sequence: u64,
+    /// What others are told of it.
+    pub held: Held,
+    /// The disk did not give it when it was last asked. It counts as missing.
+    pub unreadable: bool,
+}
+
+impl Entry {
+    fn of(header: &RecordHeader) -> Option<Self> {
+        let mut entry = Self {
+            place: Place { segment: header.segment, offset: header.offset },
+            said: None,
+            header_len: header.header_len,
+            tree_len: header.tree_len,
+            generation: header.generation,
+            sequence: header.sequence,
+            held: Held {
+                index: header.index.into(),
+                state: ShardState::Live,
+                complete: false,
+                touched: 0,
+                len: header.payload_len,
+                scheme: Scheme::new(header.scheme.0.into(), header.scheme.1.into()).ok()?,
+            },
+            unreadable: false,
+        };
+        entry.tell(header);
+        Some(entry)
+    }
+
+    /// Takes over the state that a record says.
+    fn tell(&mut self, header: &RecordHeader) {
+        self.held.state = header.until_ms.map_or(ShardState::Live, |until_ms| ShardState::Trash { until_ms });
+        self.held.complete = header.complete;
+        self.held.touched = header.touched;
+    }
+
+    /// Bytes of its record.
+    #[must_use]
+    pub fn extent(&self) -> u64 {
+        let bare = RecordHeader::bare(Kind::Shard, [0; 32], 0);
+        RecordHeader { header_len: self.header_len, tree_len: self.tree_len, payload_len: self.held.len, ..bare }
+            .extent()
+    }
+}
+
+/// A shard record that counts no more, or that was perhaps written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Dead {
+    generation: u64,
+    segment: u64,
+}
+
+/// The newest word that a shard is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tomb {
+    /// Where it stands.
+    pub place: Place,
+    /// The newest generation that it ends.
+    pub generation: u64,
+    /// The shard proved damaged.
+    pub damaged: bool,
+}
+
+/// A head, member record or sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fact {
+    /// Where its newest record is.
+    pub place: Place,
+    /// Bytes of payload.
+    pub len: u32,
+    /// Sequence of that record.
+    pub sequence: u64,
+}
+
+impl Fact {
+    fn extent(&self) -> u64 {
+        RecordHeader { payload_len: self.len, ..RecordHeader::bare(Kind::Head, [0; 32], 0) }.extent()
+    }
+}
+
+/// What is known of a segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SegmentFacts {
+    /// Bytes written, without its footer.
+    pub bytes: u64,
+    /// Bytes of records that count.
+    pub live: u64,
+    /// Records, padding included.
+    pub records: u64,
+    /// Parts of it cannot be read: it stays, whatever else is known.
+    pub keep: bool,
+}
+
+impl SegmentFacts {
+    /// Bytes that compaction would free.
+    #[must_use]
+    pub fn dead(&self) -> u64 {
+        self.bytes.saturating_sub(self.live)
+    }
+}
+
+/// All that the log says.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Table {
+    shards: BTreeMap<ShardKey, Entry>,
+    trash: BTreeMap<ShardKey, u64>,
+    tombs: BTreeMap<ShardKey, Tomb>,
+    dead: BTreeMap<ShardKey, BTreeSet<Dead>>,
+    facts: BTreeMap<(Kind, [u8; 32]), Fact>,
+    segments: BTreeMap<u64, SegmentFacts>,
+    /// Shards of which a record failed to be written and is there perhaps. The next thing said of one is said by a copy
+    /// of a new generation, which counts in any case.
+    uncertain: BTreeSet<ShardKey>,
+    /// Segments in which there may be records that nobody could read.
+    blind: BTreeSet<u64>,
+    usage: Usage,
+}
+
+fn key_of(header: &RecordHeader) -> ShardKey {
+    ShardKey { stripe: StripeId(header.key), index: header.index.into() }
+}
+
+fn of_stripe(stripe: StripeId) -> RangeInclusive<ShardKey> {
+    ShardKey { stripe, index: 0 }..=ShardKey { stripe, index: usize::MAX }
+}
+
+impl Table {
+    /// A segment was begun or found.
+    pub fn begin_segment(&mut self, segment: u64) {
+        self.segments.entry(segment).or_default().bytes += BLOCK as u64;
+    }
+
+    /// A segment has parts that cannot be read, or that did not match: there may be records that nobody knows of. With
+    /// `keep` it is not compacted either.
+    pub fn distrust(&mut self, segment: u64, keep: bool) {
+        self.segments.entry(segment).or_default().keep |= keep;
+        self.blind.insert(segment);
+    }
+
+    /// There is a segment of which nothing could be read.
+    pub fn set_blind(&mut self, segment: u64) {
+        self.blind.insert(segment);
+    }
+
+    /// Takes in a record that is on disk. Records come in the order of their sequences.
+    pub fn apply(&mut self, header: &RecordHeader) {
+        let place = Place { segment: header.segment, offset: header.offset };
+        let facts = self.segments.entry(header.segment).or_default();
+        facts.bytes += header.extent();
+        facts.records += 1;
+        let key = key_of(header);
+        match header.kind {
+            Kind::Shard => {
+                let ended = self.tombs.get(&key).is_some_and(|tomb| tomb.generation >= header.generation);
+                match Entry::of(header).filter(|_| !ended) {
+                    Some(entry) => self.insert(key, entry),
+                    None => self.bury(key, header.generation, header.segment),
+                }
+            }
+            Kind::Trash | Kind::Restore | Kind::Complete => {
+                let Some(mut entry) = self.shards.get(&key).copied() else { return };
+                if entry.generation != header.generation {
+                    return;
+                }
+                self.uncount(&key, &entry);
+                entry.tell(header);
+                entry.said = Some(place);
+                self.count(key, entry);
+            }
+            Kind::Delete => {
+                if let Some(entry) =
+                    self.shards.get(&key).copied().filter(|entry| entry.generation <= header.generation)
+                {
+                    self.uncount(&key, &entry);
+                    self.shards.remove(&key);
+                    self.bury(key, entry.generation, entry.place.segment);
+                    self.uncertain.remove(&key);
+                }
+                let tomb = Tomb { place, generation: header.generation, damaged: header.damaged };
+                if let Some(older) = self.tombs.insert(key, tomb) {
+                    self.less(older.place.segment, RECORD_LEN as u64);
+                }
+                self.more(header.segment, RECORD_LEN as u64);
+            }
+            Kind::Head | Kind::Member | Kind::Sweep => {
+                let fact = Fact { place, len: header.payload_len, sequence: header.sequence };
+                if let Some(older) = self.facts.insert((header.kind, header.key), fact) {
+                    self.less(older.place.segment, older.extent());
+                }
+                self.more(header.segment, fact.extent());
+            }
+            Kind::Padding | Kind::Footer => {}
+        }
+    }
+
+    /// Takes note of records whose write or sync failed: they are there perhaps, and never counted on.
+    pub fn failed(&mut self, headers: &[RecordHeader]) {
+        for header in headers {
+            let key = key_of(header);
+            match header.kind {
+                Kind::Shard => self.bury(key, header.generation, header.segment),
+                Kind::Delete | Kind::Trash | Kind::Restore | Kind::Complete => {
+                    self.uncertain.insert(key);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A copy that was written and is not trusted: it counts as dead.
+    pub fn refuse(&mut self, header: &RecordHeader) {
+        let facts = self.segments.entry(header.segment).or_default();
+        facts.bytes += header.extent();
+        facts.records += 1;
+        self.failed(std::slice::from_ref(header));
+    }
+
+    fn insert(&mut self, key: ShardKey, entry: Entry) {
+        if let Some(older) = self.shards.get(&key).copied() {
+            self.uncount(&key, &older);
+            self.bury(key, older.generation, older.place.segment);
+            if older.generation != entry.generation {
+                self.uncertain.remove(&key);
+            }
+        }
+        self.count(key, entry);
+    }
+
+    fn bury(&mut self, key: ShardKey, generation: u64, segment: u64) {
+        self.dead.entry(key).or_default().insert(Dead { generation, segment });
+    }
+
+    fn more(&mut self, segment: u64, bytes: u64) {
+        self.segments.entry(segment).or_default().live += bytes;
+    }
+
+    fn less(&mut self, segment: u64, bytes: u64) {
+        let facts = self.segments.entry(segment).or_default();
+        facts.live = facts.live.saturating_sub(bytes);
+    }
+
+    fn count(&mut self, key: ShardKey, entry: Entry) {
+        self.more(entry.place.segment, entry.extent());
+        if let Some(said) = entry.said {
+            self.more(said.segment, RECORD_LEN as u64);
+        }
+        match entry.held.state {
+            _ if entry.unreadable => self.usage.damaged += entry.extent(),
+            ShardState::Live => {
+                self.usage.live += entry.extent();
+                self.usage.shards += 1;
+            }
+            ShardState::Trash { .. } => self.usage.trash += entry.extent(),
+        }
+        if let (ShardState::Trash { until_ms }, false) = (entry.held.state, entry.unreadable) {
+            self.trash.insert(key, until_ms);
+        }
+        self.shards.insert(key, entry);
+    }
+
+    fn uncount(&mut self, key: &ShardKey, entry: &Entry) {
+        self.less(entry.place.segment, entry.extent());
+        if let Some(said) = entry.said {
+            self.less(said.segment, RECORD_LEN as u64);
+        }
+        match entry.held.state {
+            _ if entry.unreadable => self.usage.damaged -= entry.extent(),
+            ShardState::Live => {
+                self.usage.live -= entry.extent();
+                self.usage.shards -= 1;
+            }
+            ShardState::Trash { .. } => self.usage.trash -= entry.extent(),
+        }
+        self.trash.remove(key);
+    }
+
+    /// A shard, also one that cannot be read.
+    #[must_use]
+    pub fn entry(&self, key: &ShardKey) -> Option<Entry> {
+        self.shards.get(key).copied()
+    }
+
+    /// Whether a record of the shard is there perhaps that says otherwise.
+    #[must_use]
+    pub fn is_uncertain(&self, key: &ShardKey) -> bool {
+        self.uncertain.contains(key)
+    }
+
+    /// The disk does not give the shard at `place`, or gives it again. False if it is elsewhere by now.
+    pub fn set_unreadable(&mut self, key: ShardKey, place: Place, unreadable: bool) -> bool {
+        let Some(mut entry) = self.shards.get(&key).copied().filter(|entry| entry.place == place) else { return false };
+        self.uncount(&key, &entry);
+        entry.unreadable = unreadable;
+        self.count(key, entry);
+        true
+    }
+
+    /// A shard proved damaged, and the disk does not take the word of it: it is gone until the next start.
+    pub fn forget(&mut self, key: ShardKey, place: Place) {
+        if let Some(entry) = self.shards.get(&key).copied().filter(|entry| entry.place == place) {
+            self.uncount(&key, &entry);
+            self.shards.remove(&key);
+            self.bury(key, entry.generation, entry.place.segment);
+        }
+    }
+
+    /// Shards that cannot be read, in order.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<ShardKey> {
+        // Asked seldom, and there is nothing to go through where all is well.
+        if self.usage.damaged == 0 {
+            return Vec::new();
+        }
+        self.shards.iter().filter(|(_, entry)| entry.unreadable).map(|(key, _)| *key).collect()
+    }
+
+    /// What is held of a stripe, in order of index.
+    #[must_use]
+    pub fn held(&self, stripe: &StripeId) -> Vec<Held> {
+        let entries = self.shards.range(of_stripe(*stripe)).filter(|(_, entry)| !entry.unreadable);
+        entries.map(|(_, entry)| entry.held).collect()
+    }
+
+    /// Up to `limit` stripes of which something is held, after `after`, in order.
+    #[must_use]
+    pub fn stripes(&self, after: Option<StripeId>, limit: usize) -> Vec<StripeId> {
+        let from = after.map_or(std::ops::Bound::Unbounded, |stripe| {
+            std::ops::Bound::Excluded(ShardKey { stripe, index: usize::MAX })
+        });
+        let mut stripes: Vec<StripeId> = Vec::new();
+        for (key, entry) in self.shards.range((from, std::ops::Bound::Unbounded)) {
+            if !entry.unreadable && stripes.last() != Some(&key.stripe) {
+                if stripes.len() == limit {
+                    break;
+                }
+                stripes.push(key.stripe);
+            }
+        }
+        stripes
+    }
+
+    /// Up to `limit` shards after `after` whose time in the trash is over.
+    #[must_use]
+    pub fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Vec<ShardKey> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let trash = self.trash.range((from, std::ops::Bound::Unbounded));
+        trash.filter(|(_, until)| **until <= running_ms).map(|(key, _)| *key).take(limit).collect()
+    }
+
+    /// A head, member record or sweep.
+    #[must_use]
+    pub fn fact(&self, kind: Kind, key: [u8; 32]) -> Option<Fact> {
+        self.facts.get(&(kind, key)).copied()
+    }
+
+    /// Keys of all heads, member records or sweeps, in order.
+    #[must_use]
+    pub fn fact_keys(&self, kind: Kind) -> Vec<[u8; 32]> {
+        self.facts.range((kind, [0; 32])..=(kind, [0xff; 32])).map(|((_, key), _)| *key).collect()
+    }
+
+    /// The word that ended a shard, if it stands in that segment and is still needed when that is gone.
+    #[must_use]
+    pub fn needed_tomb(&self, key: &ShardKey, segment: u64) -> Option<Tomb> {
+        let tomb = self.tombs.get(key).filter(|tomb| tomb.place.segment == segment)?;
+        self.is_needed(key, tomb, Some(segment)).then_some(*tomb)
+    }
+
+    /// Bytes of records in a segment that count.
+    #[must_use]
+    pub fn live(&self, segment: u64) -> u64 {
+        self.segments.get(&segment).map_or(0, |facts| facts.live)
+    }
+
+    /// All that records of a segment which count are about: kind, key and index. Goes through everything.
+    #[must_use]
+    pub fn names_in(&self, segment: u64) -> BTreeSet<(Kind, [u8; 32], usize)> {
+        let here = |place: &Place| place.segment == segment;
+        let shards =
+            self.shards.iter().filter(|(_, entry)| here(&entry.place) || entry.said.as_ref().is_some_and(here));
+        let tombs = self.tombs.keys().filter(|key| self.needed_tomb(key, segment).is_some());
+        let facts = self.facts.iter().filter(|(_, fact)| here(&fact.place));
+        let shards = shards.map(|(key, _)| key).chain(tombs).map(|key| (Kind::Shard, key.stripe.0, key.index));
+        shards.chain(facts.map(|((kind, key), _)| (*kind, *key, 0))).collect()
+    }
+
+    fn is_needed(&self, key: &ShardKey, tomb: &Tomb, besides: Option<u64>) -> bool {
+        let mut dead = self.dead.get(key).into_iter().flatten();
+        self.blind.iter().any(|segment| besides != Some(*segment))
+            || dead.any(|dead| dead.generation <= tomb.generation && besides != Some(dead.segment))
+    }
+
+    /// A segment is gone, and its name with it, for good. What it held that counted was copied before.
+    pub fn remove_segment(&mut self, segment: u64) {
+        self.segments.remove(&segment);
+        self.blind.remove(&segment);
+        self.dead.retain(|_, dead| {
+            dead.retain(|dead| dead.segment != segment);
+            !dead.is_empty()
+        });
+        self.tombs.retain(|_, tomb| tomb.place.segment != segment);
+        self.settle();
+    }
+
+    /// Forgets words of deletion that end nothing any more.
+    pub fn settle(&mut self) {
+        let mut tombs = std::mem::take(&mut self.tombs);
+        tombs.retain(|key, tomb| {
+            let needed = self.is_needed(key, tomb, None);
+            if !needed {
+                self.less(tomb.place.segment, RECORD_LEN as u64);
+            }
+            needed
+        });
+        self.tombs = tombs;
+    }
+
+    /// The segments, by number.
+    #[must_use]
+    pub fn segments(&self) -> &BTreeMap<u64, SegmentFacts> {
+        &self.segments
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.values().map(|facts| facts.bytes).sum()
+    }
+
+    /// Whether what is counted is what there is.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut counted: BTreeMap<u64, u64> = self.segments.keys().map(|segment| (*segment, 0)).collect();
+        let mut add = |segment: u64, bytes: u64| *counted.entry(segment).or_default() += bytes;
+        for entry in self.shards.values() {
+            add(entry.place.segment, entry.extent());
+            if let Some(said) = entry.said {
+                add(said.segment, RECORD_LEN as u64);
+            }
+        }
+        self.tombs.values().for_each(|tomb| add(tomb.place.segment, RECORD_LEN as u64));
+        self.facts.values().for_each(|fact| add(fact.place.segment, fact.extent()));
+        let live: BTreeMap<u64, u64> = self.segments.iter().map(|(segment, facts)| (*segment, facts.live)).collect();
+        assert_eq!(counted, live);
+        let trash = |held: &Held| matches!(held.state, ShardState::Trash { .. });
+        let readable = self.shards.values().filter(|entry| !entry.unreadable);
+        let (trashed, wanted): (Vec<&Entry>, Vec<&Entry>) = readable.partition(|entry| trash(&entry.held));
+        let sum = |entries: &[&Entry]| entries.iter().map(|entry| entry.extent()).sum::<u64>();
+        assert_eq!((self.usage.live, self.usage.trash), (sum(&wanted), sum(&trashed)));
+        assert_eq!((self.usage.shards, self.trash.len()), (wanted.len() as u64, trashed.len()));
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+}
