@@ -1,7 +1,888 @@
 //! One append-only log of self-describing, checksummed records in segments: the store that is to follow the files.
+//!
+//! A put is on disk when it returns: those that come together share one sync ([`log`]). What is held is known from a
+//! table in memory that a start makes anew from the log ([`recovery`]). Nothing is written over: what a shard becomes is
+//! one more record, and the space of what is dead comes back when its segment is emptied ([`SegmentStore::compact`]).
+//!
+//! A shard that proves damaged is ended by a record that says so, and counts as missing. One that the disk does not give
+//! stays, counts as missing too, and is tried again.
 
+pub mod compaction;
 pub mod disk;
 pub mod format;
 pub mod log;
 pub mod recovery;
 pub mod table;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use bytes::Bytes;
+use potluck_proto::blocks::{self, BlockTree};
+use potluck_proto::id::{Digest, StripeId};
+use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
+
+use self::disk::{Disk, DiskFile};
+use self::format::{FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
+use self::log::{AppendError, Clock, Job, Log, lock, segment_name};
+use self::recovery::Found;
+use self::table::{Entry, Table};
+use super::{Check, Held, ShardKey, ShardRead, ShardState, ShardStore, StoreError, Usage};
+
+/// Length at which a segment is sealed, in bytes: emptied in a second, and few enough files.
+pub const SEGMENT_BYTES: u64 = 256 << 20;
+
+/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk. Deletions and
+/// compaction may use it.
+const RESERVE_BYTES: u64 = 512 << 20;
+
+/// Files of segments that are kept open.
+const OPEN_FILES: usize = 256;
+
+/// Unreadable shards that are tried again at once.
+const RETRIES: usize = 16;
+
+/// Bytes of records that compaction copies with one sync.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// How often compaction writes a copy that does not read back as it was written.
+const COPY_TRIES: usize = 3;
+
+/// How often a shard is looked for that moves while it is read.
+const LOOKUPS: usize = 8;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Bytes that the store may use; puts end before, within one segment.
+    pub capacity: u64,
+    /// Length at which a segment is sealed, in bytes.
+    pub segment_bytes: u64,
+    /// Sixteen random bytes, for a store that is not there yet.
+    pub fresh: StoreId,
+    /// The time, which people read in records.
+    pub clock: Clock,
+    /// Whether a thread does the writing; else those who wait for it.
+    pub threaded: bool,
+}
+
+/// Why a segment was not emptied. Whatever was copied counts, and nothing is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// Records of it cannot be read, or a copy of one cannot: the segment stays.
+    #[error("segment {0} stays: {1}")]
+    Unreadable(u64, String),
+    /// The copies could not be written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The disk failed otherwise.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What an emptied segment gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compacted {
+    /// The segment, which is gone.
+    pub segment: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Of them, those that were copied.
+    pub copied: u64,
+}
+
+/// What a record is about: its kind, a shard's for all that is said of one, its key and its index.
+type Name = (Kind, [u8; 32], usize);
+
+/// Names of which someone writes.
+#[derive(Default)]
+struct Busy {
+    names: Mutex<BTreeSet<Name>>,
+    freed: Condvar,
+}
+
+/// One name, for one who writes of it.
+struct Claim<'a> {
+    busy: &'a Busy,
+    name: Name,
+}
+
+impl Busy {
+    fn claim(&self, name: Name) -> Claim<'_> {
+        let mut names = lock(&self.names);
+        while !names.insert(name) {
+            names = self.freed.wait(names).unwrap_or_else(PoisonError::into_inner);
+        }
+        Claim { busy: self, name }
+    }
+
+    fn try_claim(&self, name: Name) -> Option<Claim<'_>> {
+        // A claim that is made and dropped would free what another holds.
+        if lock(&self.names).insert(name) { Some(Claim { busy: self, name }) } else { None }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.busy.names).remove(&self.name);
+        self.busy.freed.notify_all();
+    }
+}
+
+/// Open files of segments, the newest used last.
+#[derive(Default)]
+struct Files(Mutex<Vec<(u64, Arc<dyn DiskFile>)>>);
+
+impl Files {
+    fn get(&self, disk: &dyn Disk, segment: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let mut files = lock(&self.0);
+        if let Some(place) = files.iter().position(|(number, _)| *number == segment) {
+            let found = files.remove(place);
+            let file = found.1.clone();
+            files.push(found);
+            return Ok(file);
+        }
+        let file = disk.open(&segment_name(segment))?;
+        if files.len() >= OPEN_FILES {
+            files.remove(0);
+        }
+        files.push((segment, file.clone()));
+        Ok(file)
+    }
+
+    fn forget(&self, segment: u64) {
+        lock(&self.0).retain(|(number, _)| *number != segment);
+    }
+}
+
+/// Why a record could not be read.
+enum ReadError {
+    Damaged(FormatError),
+    Disk(io::Error),
+    Gone,
+}
+
+/// A record's bytes, checked as far as its payload.
+struct Front {
+    header: RecordHeader,
+    stripe: SignedHeader,
+    tree: BlockTree,
+}
+
+/// Shards in a log.
+pub struct SegmentStore {
+    disk: Arc<dyn Disk>,
+    store: StoreId,
+    table: Arc<Mutex<Table>>,
+    log: Arc<Log>,
+    files: Files,
+    busy: Busy,
+    compacting: Mutex<()>,
+    capacity: u64,
+    segment_bytes: u64,
+    found: Found,
+    writer: Option<std::thread::JoinHandle<()>>,
+    turn: AtomicU64,
+    /// Shards found damaged or unreadable since the start.
+    lost: AtomicU64,
+}
+
+impl SegmentStore {
+    /// Opens the store on a disk, or begins one. What is damaged is no error: see [`SegmentStore::found`].
+    pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, StoreError> {
+        let opened = recovery::open(&disk, options.fresh)?;
+        tracing::info!(
+            segments = opened.found.segments,
+            records = opened.found.records,
+            gaps = opened.found.gaps.len(),
+            written = disk.describe(),
+            "the log was read"
+        );
+        let table = Arc::new(Mutex::new(opened.table));
+        let log = Arc::new(Log::new(
+            disk.clone(),
+            opened.store,
+            table.clone(),
+            opened.next_segment,
+            options.segment_bytes,
+            options.clock,
+        ));
+        let mut store = Self {
+            disk,
+            store: opened.store,
+            table,
+            log,
+            files: Files::default(),
+            busy: Busy::default(),
+            compacting: Mutex::default(),
+            capacity: options.capacity,
+            segment_bytes: options.segment_bytes,
+            found: opened.found,
+            writer: None,
+            turn: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        };
+        if options.threaded {
+            let log = store.log.clone();
+            let writer = std::thread::Builder::new().name("store writer".into()).spawn(move || log.run())?;
+            store.writer = Some(writer);
+        }
+        Ok(store)
+    }
+
+    /// What the start found, gaps and unusable files among it.
+    #[must_use]
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Shards found damaged or unreadable since the start.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Segments that a failed write or sync has ended since the start.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.log.failures()
+    }
+
+    /// What the log says, for a look at it.
+    pub fn with_table<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
+        look(&lock(&self.table))
+    }
+
+    fn entry(&self, key: &ShardKey) -> Option<Entry> {
+        lock(&self.table).entry(key).filter(|entry| !entry.unreadable)
+    }
+
+    /// Whether puts of so many bytes are to be refused.
+    fn check_space(&self, incoming: u64) -> Result<(), StoreError> {
+        if lock(&self.table).bytes() + incoming > self.capacity {
+            return Err(StoreError::Full);
+        }
+        let space = self.disk.space()?;
+        if space.free < incoming + RESERVE_BYTES.min(space.total / 20) {
+            return Err(StoreError::Full);
+        }
+        Ok(())
+    }
+
+    fn read_file(&self, segment: u64, range: Range<u64>) -> Result<Bytes, ReadError> {
+        let file = self.files.get(&*self.disk, segment).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ReadError::Gone,
+            _ => ReadError::Disk(error),
+        })?;
+        let len = range.end - range.start;
+        let bytes = file.read_at(range).map_err(ReadError::Disk)?;
+        if bytes.len() as u64 == len { Ok(bytes) } else { Err(ReadError::Damaged(FormatError::Truncated)) }
+    }
+
+    /// Reads what stands before a shard's payload and, of the payload, what `range` says. Only the front is checked.
+    fn read_entry(&self, key: &ShardKey, entry: &Entry, range: Range<u64>) -> Result<(Front, Bytes), ReadError> {
+        let expected = RecordHeader {
+            header_len: entry.header_len,
+            tree_len: entry.tree_len,
+            payload_len: entry.held.len,
+            ..RecordHeader::bare(Kind::Shard, key.stripe.0, key.index as u8)
+        };
+        let (from, payload_at) = (entry.place.offset, expected.payload_at());
+        let payload = from + payload_at + range.start..from + payload_at + range.end;
+        // One call where they lie side by side.
+        let (front, data) = if range.start == 0 {
+            let bytes = self.read_file(entry.place.segment, from..payload.end)?;
+            (bytes.slice(..payload_at as usize), bytes.slice(payload_at as usize..))
+        } else {
+            let front = self.read_file(entry.place.segment, from..from + payload_at)?;
+            (front, self.read_file(entry.place.segment, payload)?)
+        };
+        let header = RecordHeader::decode(&front).map_err(ReadError::Damaged)?;
+        header.expect_at(self.store, entry.place.segment, from).map_err(ReadError::Damaged)?;
+        let same = (header.kind, header.key, usize::from(header.index), header.sequence)
+            == (Kind::Shard, key.stripe.0, key.index, entry.sequence);
+        let lengths = (header.header_len, header.tree_len, header.payload_len)
+            == (entry.header_len, entry.tree_len, entry.held.len);
+        if !same || !lengths {
+            return Err(ReadError::Damaged(FormatError::Elsewhere));
+        }
+        match decode_front(&header, &front).map_err(ReadError::Damaged)? {
+            Some((stripe, tree)) => Ok((Front { header, stripe, tree }, data)),
+            None => Err(ReadError::Damaged(FormatError::Elsewhere)),
+        }
+    }
+
+    /// Finds a shard and runs `work` on it. One that proves damaged, or that the disk does not give, counts as missing
+    /// from then on.
+    fn on_shard<T>(&self, key: ShardKey, work: impl Fn(&Entry) -> Result<T, ReadError>) -> Result<T, StoreError> {
+        for _ in 0..LOOKUPS {
+            let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
+            let error = match work(&entry) {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            // It may have been moved, and its segment be gone or its file be another's by now.
+            let same = self.entry(&key).is_some_and(|now| now.place == entry.place);
+            if !same {
+                continue;
+            }
+            return Err(match error {
+                ReadError::Damaged(why) => {
+                    tracing::warn!(stripe = %key.stripe, index = key.index, %why, "a damaged shard is given up");
+                    self.give_up(key, &entry);
+                    StoreError::Corrupt(describe(&why))
+                }
+                ReadError::Gone => {
+                    tracing::error!(segment = entry.place.segment, "a segment is gone");
+                    self.give_up(key, &entry);
+                    StoreError::Corrupt("its segment is gone")
+                }
+                ReadError::Disk(error) if is_shortage(&error) => StoreError::Io(error),
+                ReadError::Disk(error) => {
+                    tracing::error!(stripe = %key.stripe, index = key.index, %error, "a shard cannot be read: it counts as missing until it can");
+                    if lock(&self.table).set_unreadable(key, entry.place, true) {
+                        self.lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                    StoreError::Unreadable(error.to_string())
+                }
+            });
+        }
+        Err(StoreError::Unreadable("it moved each time it was looked for".into()))
+    }
+
+    /// Ends a shard that proved damaged, durably if the disk takes the word of it.
+    fn give_up(&self, key: ShardKey, seen: &Entry) {
+        let _claim = self.busy.claim(name_of(key));
+        self.give_up_claimed(key, seen);
+    }
+
+    fn give_up_claimed(&self, key: ShardKey, seen: &Entry) {
+        if self.entry(&key).is_none_or(|now| now.place != seen.place) {
+            return;
+        }
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        let header = RecordHeader {
+            damaged: true,
+            generation: seen.generation,
+            ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8)
+        };
+        if let Err(error) = self.log.append(Job::new(&*self.disk, header, &[], &[], &[])) {
+            tracing::error!(%error, "a damaged shard could not be recorded: the next start finds it again");
+            lock(&self.table).forget(key, seen.place);
+        }
+    }
+
+    fn read_range(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
+        let len = u64::from(self.entry(&key).ok_or(StoreError::NotFound)?.held.len);
+        if range.end > len || range.start > range.end {
+            return Err(StoreError::Range);
+        }
+        let range = if range.is_empty() { 0..len } else { range };
+        let wide = blocks::widen(range.start, range.end - range.start, len);
+        self.on_shard(key, |entry| {
+            let (front, data) = self.read_entry(&key, entry, wide.clone())?;
+            if check == Check::Here && front.tree.check_range(wide.start, &data).is_err() {
+                return Err(ReadError::Damaged(FormatError::Checksum("payload")));
+            }
+            let header = front.stripe.bytes().clone();
+            Ok(ShardRead { header, tree: front.tree, offset: wide.start, data })
+        })
+    }
+
+    /// Says what a shard has become. The key is claimed.
+    fn say(&self, key: ShardKey, entry: &Entry, kind: Kind, held: Held) -> Result<(), StoreError> {
+        if lock(&self.table).is_uncertain(&key) {
+            return self.say_by_copy(key, held);
+        }
+        let header = RecordHeader {
+            generation: entry.generation,
+            ..state_header(RecordHeader::bare(kind, key.stripe.0, key.index as u8), &held)
+        };
+        self.log.append(Job::new(&*self.disk, header, &[], &[], &[])).map_err(append_failed)?;
+        Ok(())
+    }
+
+    /// Says it by a whole new record: another is there perhaps that ended this generation, or says otherwise of it.
+    fn say_by_copy(&self, key: ShardKey, held: Held) -> Result<(), StoreError> {
+        let (front, data) = self.on_shard_claimed(key)?;
+        let header = RecordHeader { generation: 0, ..state_header(front.header, &held) };
+        let job = Job::new(&*self.disk, header, front.stripe.bytes(), front.tree.as_bytes(), &data);
+        self.log.append(job).map_err(append_failed)?;
+        Ok(())
+    }
+
+    /// Reads a claimed shard whole and checks it.
+    fn on_shard_claimed(&self, key: ShardKey) -> Result<(Front, Bytes), StoreError> {
+        let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
+        match self.read_whole(&key, &entry) {
+            Ok(read) => Ok(read),
+            Err(ReadError::Disk(error)) => Err(StoreError::Unreadable(error.to_string())),
+            Err(ReadError::Gone) => {
+                self.give_up_claimed(key, &entry);
+                Err(StoreError::Corrupt("its segment is gone"))
+            }
+            Err(ReadError::Damaged(why)) => {
+                self.give_up_claimed(key, &entry);
+                Err(StoreError::Corrupt(describe(&why)))
+            }
+        }
+    }
+
+    fn read_whole(&self, key: &ShardKey, entry: &Entry) -> Result<(Front, Bytes), ReadError> {
+        let (front, data) = self.read_entry(key, entry, 0..entry.held.len.into())?;
+        match front.tree.check_range(0, &data) {
+            Ok(()) => Ok((front, data)),
+            Err(_) => Err(ReadError::Damaged(FormatError::Checksum("payload"))),
+        }
+    }
+
+    /// Changes what is said of a shard, unless it is said already for sure.
+    fn change(&self, key: ShardKey, kind: Kind, change: impl Fn(&mut Held)) -> Result<(), StoreError> {
+        let _claim = self.busy.claim(name_of(key));
+        let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
+        let mut held = entry.held;
+        change(&mut held);
+        if held == entry.held && !lock(&self.table).is_uncertain(&key) {
+            return Ok(());
+        }
+        self.say(key, &entry, kind, held)
+    }
+
+    /// Keeps a head, member record or sweep: the newest of its kind and key counts. Durable on return.
+    pub fn keep(&self, kind: Kind, key: [u8; 32], payload: &[u8]) -> Result<(), StoreError> {
+        if !kind.is_fact() || payload.len() > PAYLOAD_LIMIT {
+            return Err(StoreError::Io(io::Error::other("no record of this kind or length is kept")));
+        }
+        let _claim = self.busy.claim((kind, key, 0));
+        let header = fact_header(kind, key, payload);
+        self.log.append(Job::new(&*self.disk, header, &[], &[], payload)).map_err(append_failed)?;
+        Ok(())
+    }
+
+    /// The newest head, member record or sweep of a key.
+    pub fn kept(&self, kind: Kind, key: [u8; 32]) -> Result<Bytes, StoreError> {
+        for _ in 0..LOOKUPS {
+            let fact = lock(&self.table).fact(kind, key).ok_or(StoreError::NotFound)?;
+            let header = RecordHeader { payload_len: fact.len, ..RecordHeader::bare(kind, key, 0) };
+            let range = fact.place.offset..fact.place.offset + header.extent();
+            let read = self.read_file(fact.place.segment, range).and_then(|bytes| {
+                let record = Record::decode(&bytes, self.store, fact.place.segment, fact.place.offset)
+                    .map_err(ReadError::Damaged)?;
+                if (record.header.kind, record.header.key) != (kind, key) {
+                    return Err(ReadError::Damaged(FormatError::Elsewhere));
+                }
+                Ok(bytes.slice_ref(record.payload))
+            });
+            match read {
+                Ok(payload) => return Ok(payload),
+                Err(_) if lock(&self.table).fact(kind, key) != Some(fact) => {}
+                Err(ReadError::Damaged(why)) => return Err(StoreError::Corrupt(describe(&why))),
+                Err(ReadError::Gone) => return Err(StoreError::Corrupt("its segment is gone")),
+                Err(ReadError::Disk(error)) => return Err(StoreError::Unreadable(error.to_string())),
+            }
+        }
+        Err(StoreError::Unreadable("it moved each time it was looked for".into()))
+    }
+
+    /// Keys of all heads, member records or sweeps, in order.
+    #[must_use]
+    pub fn kept_keys(&self, kind: Kind) -> Vec<[u8; 32]> {
+        lock(&self.table).fact_keys(kind)
+    }
+}
+
+fn describe(why: &FormatError) -> &'static str {
+    match why {
+        FormatError::Checksum(what) | FormatError::Field(what) | FormatError::Magic(what) => what,
+        FormatError::Version(_) => "version",
+        FormatError::Truncated => "cut off",
+        FormatError::Elsewhere => "another record is in its place",
+    }
+}
+
+/// Whether the process is short of something, which says nothing of the shard.
+fn is_shortage(error: &io::Error) -> bool {
+    let files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+    matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        || files.contains(&error.raw_os_error())
+}
+
+fn append_failed(error: AppendError) -> StoreError {
+    match error {
+        AppendError::Full => StoreError::Full,
+        other => StoreError::Io(io::Error::other(other)),
+    }
+}
+
+/// A header that says what is held.
+fn state_header(header: RecordHeader, held: &Held) -> RecordHeader {
+    RecordHeader {
+        complete: held.complete,
+        touched: held.touched,
+        until_ms: match held.state {
+            ShardState::Live => None,
+            ShardState::Trash { until_ms } => Some(until_ms),
+        },
+        ..header
+    }
+}
+
+impl ShardStore for SegmentStore {
+    fn put(
+        &self,
+        header: &SignedHeader,
+        index: usize,
+        shard: &[u8],
+        tree: &BlockTree,
+        touched: u64,
+    ) -> Result<bool, StoreError> {
+        let key = ShardKey { stripe: header.id(), index };
+        let Some(hash) = header.shards.get(index).filter(|_| shard.len() == header.shard_len as usize) else {
+            return Err(StoreError::Io(io::Error::other("a shard that its stripe's header does not name")));
+        };
+        let _claim = self.busy.claim(name_of(key));
+        if let Some(entry) = self.entry(&key) {
+            let held = Held { state: ShardState::Live, ..entry.held };
+            if held == entry.held && !lock(&self.table).is_uncertain(&key) {
+                return Ok(false);
+            }
+            match self.say(key, &entry, Kind::Restore, held) {
+                // Gone after all: written anew.
+                Err(StoreError::Corrupt(_) | StoreError::Unreadable(_)) => {}
+                said => return said.map(|()| false),
+            }
+        }
+        let record = RecordHeader {
+            scheme: (header.scheme.k() as u8, header.scheme.m() as u8),
+            touched,
+            header_len: header.bytes().len() as u32,
+            tree_len: tree.as_bytes().len() as u32,
+            payload_len: shard.len() as u32,
+            payload: *hash,
+            ..RecordHeader::bare(Kind::Shard, key.stripe.0, index as u8)
+        };
+        self.check_space(record.extent())?;
+        let job = Job::new(&*self.disk, record, header.bytes(), tree.as_bytes(), shard);
+        self.log.append(job).map_err(append_failed)?;
+        Ok(true)
+    }
+
+    fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
+        let read = self.read_range(key, range, check)?;
+        if self.entry(&key).is_some_and(|entry| entry.held.state != ShardState::Live) {
+            self.revive(key)?;
+        }
+        Ok(read)
+    }
+
+    fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError> {
+        let mut failed = StoreError::NotFound;
+        for held in self.held(stripe)? {
+            let key = ShardKey { stripe: *stripe, index: held.index };
+            match self.on_shard(key, |entry| self.read_entry(&key, entry, 0..0)) {
+                Ok((front, _)) => return Ok(front.stripe),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError> {
+        Ok(lock(&self.table).held(stripe))
+    }
+
+    fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError> {
+        Ok(lock(&self.table).stripes(after, limit))
+    }
+
+    fn trash(&self, key: ShardKey, until_ms: u64) -> Result<(), StoreError> {
+        self.change(key, Kind::Trash, |held| {
+            if held.state == ShardState::Live {
+                held.state = ShardState::Trash { until_ms };
+            }
+        })
+    }
+
+    fn revive(&self, key: ShardKey) -> Result<(), StoreError> {
+        self.change(key, Kind::Restore, |held| held.state = ShardState::Live)
+    }
+
+    fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError> {
+        Ok(lock(&self.table).expired(running_ms, after, limit))
+    }
+
+    fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError> {
+        let _claim = self.busy.claim(name_of(key));
+        // It may have been revived meanwhile.
+        let past = |entry: &Entry| matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms);
+        let Some(entry) = self.entry(&key).filter(past) else { return Ok(false) };
+        let header = RecordHeader {
+            generation: entry.generation,
+            ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8)
+        };
+        self.log.append(Job::new(&*self.disk, header, &[], &[], &[])).map_err(append_failed)?;
+        Ok(true)
+    }
+
+    fn retry_unreadable(&self) -> Vec<ShardKey> {
+        // Each time others first: the front of the queue may never be readable again.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        let waiting = lock(&self.table).unreadable();
+        let count = waiting.len();
+        let some = waiting.into_iter().cycle().skip((turn * RETRIES) % count.max(1)).take(count.min(RETRIES));
+        some.filter(|key| self.readable_again(*key)).collect()
+    }
+
+    fn set_complete(&self, key: ShardKey) -> Result<(), StoreError> {
+        self.change(key, Kind::Complete, |held| held.complete = true)
+    }
+
+    fn verify(&self, key: ShardKey) -> Result<u64, StoreError> {
+        self.read_range(key, 0..0, Check::Here).map(|read| read.data.len() as u64)
+    }
+
+    fn usage(&self) -> Usage {
+        lock(&self.table).usage()
+    }
+
+    fn full(&self) -> bool {
+        self.check_space(DATA_LIMIT as u64 / 4).is_err()
+    }
+}
+
+impl SegmentStore {
+    /// Takes an unreadable shard back if the disk gives it and it is sound.
+    fn readable_again(&self, key: ShardKey) -> bool {
+        let _claim = self.busy.claim(name_of(key));
+        let Some(entry) = lock(&self.table).entry(&key).filter(|entry| entry.unreadable) else { return false };
+        let read = self.read_whole(&key, &entry);
+        if matches!(read, Err(ReadError::Disk(_))) {
+            return false;
+        }
+        lock(&self.table).set_unreadable(key, entry.place, false);
+        if read.is_err() {
+            self.give_up_claimed(key, &entry);
+        }
+        read.is_ok()
+    }
+
+    /// Empties the segment with most to gain, if one is worth it: copies what counts, reads the copies back, and removes
+    /// it. One at a time. At whatever point it ends, each record that counts is there at least once.
+    pub fn compact(&self) -> Result<Option<Compacted>, CompactError> {
+        let _one = lock(&self.compacting);
+        let short = self.check_space(self.segment_bytes).is_err();
+        let chosen = compaction::choose(lock(&self.table).segments(), self.log.active(), short);
+        chosen.map(|segment| self.empty(segment)).transpose()
+    }
+
+    fn empty(&self, segment: u64) -> Result<Compacted, CompactError> {
+        let file = self.files.get(&*self.disk, segment);
+        let listed = file.ok().and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
+        let mut copied = 0;
+        if let Some(contents) = listed {
+            let names = contents.records.iter().filter_map(|header| match header.kind {
+                Kind::Padding | Kind::Footer => None,
+                kind => Some((if kind.is_fact() { kind } else { Kind::Shard }, header.key, header.index.into())),
+            });
+            copied += self.move_out(segment, names.collect())?;
+        }
+        // What the segment cannot be asked for any more the table knows, unless nothing is left.
+        if lock(&self.table).live(segment) > 0 {
+            let names = lock(&self.table).names_in(segment);
+            copied += self.move_out(segment, names)?;
+        }
+        let (live, bytes) = {
+            let table = lock(&self.table);
+            (table.live(segment), table.segments().get(&segment).map_or(0, |facts| facts.bytes))
+        };
+        if live > 0 && !lock(&self.table).names_in(segment).is_empty() {
+            return Err(CompactError::Unreadable(segment, "records of it still count".into()));
+        }
+        match self.disk.unlink(&segment_name(segment)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.files.forget(segment);
+        // Until this is done it may come back, and the words that end what it holds must stay.
+        self.disk.sync_folder()?;
+        lock(&self.table).remove_segment(segment);
+        Ok(Compacted { segment, bytes, copied })
+    }
+
+    /// Writes anew what counts of these names and stands in the segment. Returns the bytes written.
+    fn move_out(&self, segment: u64, names: BTreeSet<Name>) -> Result<u64, CompactError> {
+        let mut copied = 0;
+        let mut names = names.into_iter().peekable();
+        while names.peek().is_some() {
+            // Claims are held together, and the first alone is waited for: so nobody waits in a circle.
+            let (mut claims, mut moves, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some(name) = names.peek().copied().filter(|_| bytes < COPY_BYTES) {
+                let claim = if claims.is_empty() { Some(self.busy.claim(name)) } else { self.busy.try_claim(name) };
+                let Some(claim) = claim else { break };
+                claims.push(claim);
+                names.next();
+                for made in self.moves_of(segment, name)? {
+                    bytes += made.header.extent();
+                    moves.push(made);
+                }
+            }
+            copied += bytes;
+            self.write_moves(moves)?;
+        }
+        Ok(copied)
+    }
+
+    /// What must be written anew of one name, which is claimed.
+    fn moves_of(&self, segment: u64, (kind, key, index): Name) -> Result<Vec<Move>, CompactError> {
+        let mut moves = Vec::new();
+        if kind.is_fact() {
+            let fact = lock(&self.table).fact(kind, key).filter(|fact| fact.place.segment == segment);
+            if fact.is_some() {
+                let payload = self.kept(kind, key).map_err(|error| self.stays(segment, &error))?;
+                let header = fact_header(kind, key, &payload);
+                moves.push(Move { header, stripe: Bytes::new(), tree: Bytes::new(), payload });
+            }
+            return Ok(moves);
+        }
+        let key = ShardKey { stripe: StripeId(key), index };
+        let (entry, tomb, uncertain) = {
+            let table = lock(&self.table);
+            (table.entry(&key), table.needed_tomb(&key, segment), table.is_uncertain(&key))
+        };
+        if let Some(entry) = entry {
+            let said_here = entry.said.is_some_and(|said| said.segment == segment);
+            if entry.place.segment == segment || (said_here && uncertain) {
+                if entry.unreadable {
+                    return Err(self.stays(segment, &"a shard in it cannot be read"));
+                }
+                match self.read_whole(&key, &entry) {
+                    Ok((front, payload)) => {
+                        let generation = if uncertain { 0 } else { entry.generation };
+                        let header = RecordHeader { generation, ..state_header(front.header, &entry.held) };
+                        let tree = Bytes::copy_from_slice(front.tree.as_bytes());
+                        moves.push(Move { header, stripe: front.stripe.bytes().clone(), tree, payload });
+                    }
+                    Err(ReadError::Disk(error)) => {
+                        if !is_shortage(&error) && lock(&self.table).set_unreadable(key, entry.place, true) {
+                            self.lost.fetch_add(1, Ordering::Relaxed);
+                        }
+                        return Err(self.stays(segment, &error));
+                    }
+                    Err(ReadError::Damaged(_) | ReadError::Gone) => self.give_up_claimed(key, &entry),
+                }
+            } else if said_here {
+                let kind = match entry.held.state {
+                    ShardState::Trash { .. } => Kind::Trash,
+                    ShardState::Live if entry.held.complete => Kind::Complete,
+                    ShardState::Live => Kind::Restore,
+                };
+                let header = RecordHeader {
+                    generation: entry.generation,
+                    ..state_header(RecordHeader::bare(kind, key.stripe.0, index as u8), &entry.held)
+                };
+                moves.push(Move::bare(header));
+            }
+        }
+        // The one that ends what is given up just now stands elsewhere.
+        if let Some(tomb) = tomb.filter(|_| lock(&self.table).needed_tomb(&key, segment).is_some()) {
+            let header = RecordHeader {
+                generation: tomb.generation,
+                damaged: tomb.damaged,
+                ..RecordHeader::bare(Kind::Delete, key.stripe.0, index as u8)
+            };
+            moves.push(Move::bare(header));
+        }
+        Ok(moves)
+    }
+
+    /// Writes records and reads them back; only then the table is told, and what they replace counts no more.
+    fn write_moves(&self, mut moves: Vec<Move>) -> Result<(), CompactError> {
+        for _ in 0..COPY_TRIES {
+            let jobs = moves
+                .iter()
+                .map(|made| Job::new(&*self.disk, made.header, &made.stripe, &made.tree, &made.payload).untold());
+            let outcomes = self.log.append_all(jobs.collect());
+            let (mut again, mut failed) = (Vec::new(), None);
+            for (made, outcome) in moves.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(header) if self.reads_back(&header) => lock(&self.table).apply(&header),
+                    Ok(header) => {
+                        tracing::error!(
+                            segment = header.segment,
+                            offset = header.offset,
+                            "a copy is not what was written"
+                        );
+                        lock(&self.table).refuse(&header);
+                        again.push(made);
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+            // A copy that is not sound is newer than the sound one: there must be a sound one that is newer still.
+            moves = again;
+            if moves.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(CompactError::Append(AppendError::Disk(io::ErrorKind::Other, "copies are not what was written".into())))
+    }
+
+    fn reads_back(&self, header: &RecordHeader) -> bool {
+        let range = header.offset..header.offset + header.extent();
+        let read = self.read_file(header.segment, range);
+        read.is_ok_and(|bytes| {
+            Record::decode(&bytes, self.store, header.segment, header.offset)
+                .is_ok_and(|record| record.header == *header)
+        })
+    }
+
+    /// The segment cannot be emptied, and is not tried again until the next start.
+    fn stays(&self, segment: u64, why: &dyn std::fmt::Display) -> CompactError {
+        tracing::error!(segment, %why, "a segment cannot be emptied: it stays");
+        lock(&self.table).distrust(segment, true);
+        CompactError::Unreadable(segment, why.to_string())
+    }
+}
+
+/// A record that compaction writes anew.
+struct Move {
+    header: RecordHeader,
+    stripe: Bytes,
+    tree: Bytes,
+    payload: Bytes,
+}
+
+impl Move {
+    fn bare(header: RecordHeader) -> Self {
+        Self { header, stripe: Bytes::new(), tree: Bytes::new(), payload: Bytes::new() }
+    }
+}
+
+fn fact_header(kind: Kind, key: [u8; 32], payload: &[u8]) -> RecordHeader {
+    RecordHeader { payload_len: payload.len() as u32, payload: Digest::of(payload), ..RecordHeader::bare(kind, key, 0) }
+}
+
+fn name_of(key: ShardKey) -> Name {
+    (Kind::Shard, key.stripe.0, key.index)
+}
+
+impl Drop for SegmentStore {
+    fn drop(&mut self) {
+        self.log.close();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer has panicked");
+        }
+        self.log.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests;
