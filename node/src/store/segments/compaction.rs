@@ -1,14 +1,58 @@
-//! Which segment is to be emptied, so that the space of what is dead in it comes back. The store does it.
+//! Space comes back: what counts of a mostly dead segment is written anew, read back, and the segment is removed.
+//!
+//! At whatever point this ends, each record that counts is there at least once: a copy counts for the table once it was
+//! read back, for a start because it is newer, and the segment goes last. A word that a shard is no more is copied as
+//! well, as long as another segment has, or may have, what it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+use potluck_proto::id::StripeId;
+
+use super::format::{Kind, Record, RecordHeader};
+use super::log::{AppendError, Job, lock, segment_name};
 use super::table::SegmentFacts;
+use super::{Name, ReadError, SegmentStore, fact_header, is_shortage, recovery, state_header};
+use crate::store::{ShardKey, ShardState};
 
 /// What must be dead of a segment, in percent of its bytes, while there is space.
 const DEAD_PERCENT: u64 = 50;
 
 /// The same where space is short: the last tenth of a disk is worth more copying.
 const DEAD_PERCENT_SHORT: u64 = 10;
+
+/// Bytes of records that compaction copies with one sync.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// How often compaction writes a copy that does not read back as it was written.
+const COPY_TRIES: usize = 3;
+
+/// Why a segment was not emptied. Whatever was copied counts, and nothing is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// Records of it cannot be read, or a copy of one cannot: the segment stays.
+    #[error("segment {0} stays: {1}")]
+    Unreadable(u64, String),
+    /// The copies could not be written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The disk failed otherwise.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What an emptied segment gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compacted {
+    /// The segment, which is gone.
+    pub segment: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Of them, those that were copied.
+    pub copied: u64,
+}
 
 /// The segment whose emptying pays most, if one pays: never the one that is written, nor one that must stay.
 #[must_use]
@@ -21,6 +65,202 @@ pub fn choose(segments: &BTreeMap<u64, SegmentFacts>, active: Option<u64>, short
         // The share, in thousandths: a nearly dead one costs least per byte that comes back.
         .max_by_key(|(_, facts)| facts.dead() * 1000 / facts.bytes.max(1))
         .map(|(segment, _)| *segment)
+}
+
+impl SegmentStore {
+    /// Empties the segment with most to gain, if one is worth it: copies what counts, reads the copies back, and removes
+    /// it. One at a time. At whatever point it ends, each record that counts is there at least once.
+    pub fn compact(&self) -> Result<Option<Compacted>, CompactError> {
+        let _one = lock(&self.compacting);
+        let short = self.check_space(self.segment_bytes).is_err();
+        let chosen = choose(lock(&self.table).segments(), self.log.active(), short);
+        chosen.map(|segment| self.empty(segment)).transpose()
+    }
+
+    fn empty(&self, segment: u64) -> Result<Compacted, CompactError> {
+        let file = self.files.get(&*self.disk, segment);
+        let listed = file.ok().and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
+        let mut copied = 0;
+        if let Some(contents) = listed {
+            let names = contents.records.iter().filter_map(|header| match header.kind {
+                Kind::Padding | Kind::Footer => None,
+                kind => Some((if kind.is_fact() { kind } else { Kind::Shard }, header.key, header.index.into())),
+            });
+            copied += self.move_out(segment, names.collect())?;
+        }
+        // What the segment cannot be asked for any more the table knows, unless nothing is left.
+        if lock(&self.table).live(segment) > 0 {
+            let names = lock(&self.table).names_in(segment);
+            copied += self.move_out(segment, names)?;
+        }
+        let (live, bytes) = {
+            let table = lock(&self.table);
+            (table.live(segment), table.segments().get(&segment).map_or(0, |facts| facts.bytes))
+        };
+        if live > 0 && !lock(&self.table).names_in(segment).is_empty() {
+            return Err(CompactError::Unreadable(segment, "records of it still count".into()));
+        }
+        match self.disk.unlink(&segment_name(segment)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.files.forget(segment);
+        // Until this is done it may come back, and the words that end what it holds must stay.
+        self.disk.sync_folder()?;
+        lock(&self.table).remove_segment(segment);
+        Ok(Compacted { segment, bytes, copied })
+    }
+
+    /// Writes anew what counts of these names and stands in the segment. Returns the bytes written.
+    fn move_out(&self, segment: u64, names: BTreeSet<Name>) -> Result<u64, CompactError> {
+        let mut copied = 0;
+        let mut names = names.into_iter().peekable();
+        while names.peek().is_some() {
+            // Claims are held together, and the first alone is waited for: so nobody waits in a circle.
+            let (mut claims, mut moves, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some(name) = names.peek().copied().filter(|_| bytes < COPY_BYTES) {
+                let claim = if claims.is_empty() { Some(self.busy.claim(name)) } else { self.busy.try_claim(name) };
+                let Some(claim) = claim else { break };
+                claims.push(claim);
+                names.next();
+                for made in self.moves_of(segment, name)? {
+                    bytes += made.header.extent();
+                    moves.push(made);
+                }
+            }
+            copied += bytes;
+            self.write_moves(moves)?;
+        }
+        Ok(copied)
+    }
+
+    /// What must be written anew of one name, which is claimed.
+    fn moves_of(&self, segment: u64, (kind, key, index): Name) -> Result<Vec<Move>, CompactError> {
+        let mut moves = Vec::new();
+        if kind.is_fact() {
+            let fact = lock(&self.table).fact(kind, key).filter(|fact| fact.place.segment == segment);
+            if fact.is_some() {
+                let payload = self.kept(kind, key).map_err(|error| self.stays(segment, &error))?;
+                let header = fact_header(kind, key, &payload);
+                moves.push(Move { header, stripe: Bytes::new(), tree: Bytes::new(), payload });
+            }
+            return Ok(moves);
+        }
+        let key = ShardKey { stripe: StripeId(key), index };
+        let (entry, tomb, uncertain) = {
+            let table = lock(&self.table);
+            (table.entry(&key), table.needed_tomb(&key, segment), table.is_uncertain(&key))
+        };
+        if let Some(entry) = entry {
+            let said_here = entry.said.is_some_and(|said| said.segment == segment);
+            if entry.place.segment == segment || (said_here && uncertain) {
+                if entry.unreadable {
+                    return Err(self.stays(segment, &"a shard in it cannot be read"));
+                }
+                match self.read_whole(&key, &entry) {
+                    Ok((front, payload)) => {
+                        let generation = if uncertain { 0 } else { entry.generation };
+                        let header = RecordHeader { generation, ..state_header(front.header, &entry.held) };
+                        let tree = Bytes::copy_from_slice(front.tree.as_bytes());
+                        moves.push(Move { header, stripe: front.stripe.bytes().clone(), tree, payload });
+                    }
+                    Err(ReadError::Disk(error)) => {
+                        if !is_shortage(&error) && lock(&self.table).set_unreadable(key, entry.place, true) {
+                            self.lost.fetch_add(1, Ordering::Relaxed);
+                        }
+                        return Err(self.stays(segment, &error));
+                    }
+                    Err(ReadError::Damaged(_) | ReadError::Gone) => self.give_up_claimed(key, &entry),
+                }
+            } else if said_here {
+                let kind = match entry.held.state {
+                    ShardState::Trash { .. } => Kind::Trash,
+                    ShardState::Live if entry.held.complete => Kind::Complete,
+                    ShardState::Live => Kind::Restore,
+                };
+                let header = RecordHeader {
+                    generation: entry.generation,
+                    ..state_header(RecordHeader::bare(kind, key.stripe.0, index as u8), &entry.held)
+                };
+                moves.push(Move::bare(header));
+            }
+        }
+        // The one that ends what is given up just now stands elsewhere.
+        if let Some(tomb) = tomb.filter(|_| lock(&self.table).needed_tomb(&key, segment).is_some()) {
+            let header = RecordHeader {
+                generation: tomb.generation,
+                damaged: tomb.damaged,
+                ..RecordHeader::bare(Kind::Delete, key.stripe.0, index as u8)
+            };
+            moves.push(Move::bare(header));
+        }
+        Ok(moves)
+    }
+
+    /// Writes records and reads them back; only then the table is told, and what they replace counts no more.
+    fn write_moves(&self, mut moves: Vec<Move>) -> Result<(), CompactError> {
+        for _ in 0..COPY_TRIES {
+            let jobs = moves
+                .iter()
+                .map(|made| Job::new(&*self.disk, made.header, &made.stripe, &made.tree, &made.payload).untold());
+            let outcomes = self.log.append_all(jobs.collect());
+            let (mut again, mut failed) = (Vec::new(), None);
+            for (made, outcome) in moves.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(header) if self.reads_back(&header) => lock(&self.table).apply(&header),
+                    Ok(header) => {
+                        tracing::error!(
+                            segment = header.segment,
+                            offset = header.offset,
+                            "a copy is not what was written"
+                        );
+                        lock(&self.table).refuse(&header);
+                        again.push(made);
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+            // A copy that is not sound is newer than the sound one: there must be a sound one that is newer still.
+            moves = again;
+            if moves.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(CompactError::Append(AppendError::Disk(io::ErrorKind::Other, "copies are not what was written".into())))
+    }
+
+    fn reads_back(&self, header: &RecordHeader) -> bool {
+        let range = header.offset..header.offset + header.extent();
+        let read = self.read_file(header.segment, range);
+        read.is_ok_and(|bytes| {
+            Record::decode(&bytes, self.store, header.segment, header.offset)
+                .is_ok_and(|record| record.header == *header)
+        })
+    }
+
+    /// The segment cannot be emptied, and is not tried again until the next start.
+    fn stays(&self, segment: u64, why: &dyn std::fmt::Display) -> CompactError {
+        tracing::error!(segment, %why, "a segment cannot be emptied: it stays");
+        lock(&self.table).distrust(segment, true);
+        CompactError::Unreadable(segment, why.to_string())
+    }
+}
+
+/// A record that compaction writes anew.
+struct Move {
+    header: RecordHeader,
+    stripe: Bytes,
+    tree: Bytes,
+    payload: Bytes,
+}
+
+impl Move {
+    fn bare(header: RecordHeader) -> Self {
+        Self { header, stripe: Bytes::new(), tree: Bytes::new(), payload: Bytes::new() }
+    }
 }
 
 #[cfg(test)]

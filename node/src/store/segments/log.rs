@@ -131,9 +131,20 @@ impl Waiter {
     }
 }
 
+/// Someone waits for this to be kept; that it is dropped he is told too.
+struct Promise(Arc<Waiter>);
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // He has taken it, or it is there to be taken, if nothing went wrong: then this is seen by nobody.
+        lock(&self.0.outcome).get_or_insert(Err(AppendError::Closed));
+        self.0.told.notify_all();
+    }
+}
+
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Job, Arc<Waiter>)>,
+    jobs: VecDeque<(Job, Promise)>,
     bytes: usize,
     closed: bool,
 }
@@ -216,6 +227,15 @@ impl Log {
     /// Writes until the log is closed and nothing waits. To be called by one thread; from then on those who wait leave
     /// the writing to it.
     pub fn run(&self) {
+        /// Nobody is to wait for a writer that has panicked.
+        struct Closing<'a>(&'a Log);
+        impl Drop for Closing<'_> {
+            fn drop(&mut self) {
+                self.0.close();
+                lock(&self.0.queue).jobs.clear();
+            }
+        }
+        let _closing = Closing(self);
         self.threaded.store(true, Ordering::Release);
         loop {
             let mut queue = lock(&self.queue);
@@ -279,7 +299,7 @@ impl Log {
             }
         }
         queue.bytes += job.bytes.len();
-        queue.jobs.push_back((job, waiter.clone()));
+        queue.jobs.push_back((job, Promise(waiter.clone())));
         drop(queue);
         self.filled.notify_one();
         Ok(waiter)
@@ -297,7 +317,7 @@ impl Log {
         waiter.wait()
     }
 
-    fn take_batch(&self) -> Vec<(Job, Arc<Waiter>)> {
+    fn take_batch(&self) -> Vec<(Job, Promise)> {
         let mut queue = lock(&self.queue);
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some((job, _)) = queue.jobs.front() {
@@ -321,13 +341,13 @@ impl Log {
         // Short records stand together, each longer one begins at a block. Records of one batch have no order among them.
         batch.sort_by_key(|(job, _)| job.header.is_aligned());
         let written = self.write(writer, &mut batch);
-        for (job, waiter) in batch {
-            waiter.tell(written.clone().map(|()| job.header));
+        for (job, promise) in batch {
+            promise.0.tell(written.clone().map(|()| job.header));
         }
     }
 
     /// Writes and syncs a batch, then tells the table.
-    fn write(&self, writer: &mut Writer, batch: &mut [(Job, Arc<Waiter>)]) -> Result<(), AppendError> {
+    fn write(&self, writer: &mut Writer, batch: &mut [(Job, Promise)]) -> Result<(), AppendError> {
         let short: u64 =
             batch.iter().filter(|(job, _)| !job.header.is_aligned()).map(|(job, _)| job.header.extent()).sum();
         let padding = padding_for(short);
@@ -347,7 +367,8 @@ impl Log {
                 AppendError::of(&error)
             })?);
         }
-        let Some(active) = &mut writer.active else { return Err(AppendError::Closed) };
+        // Back in its place once all went well: what panics ends the segment as well.
+        let Some(mut active) = writer.active.take() else { return Err(AppendError::Closed) };
 
         let mut headers = Vec::with_capacity(batch.len() + 1);
         let mut gathered = self.disk.pool().take((short + padding) as usize);
@@ -402,7 +423,6 @@ impl Log {
             if let Err(error) = active.file.set_len(active.position) {
                 tracing::warn!(%error, segment = active.segment, "the ended segment could not be cut");
             }
-            writer.active = None;
             self.active.store(0, Ordering::Release);
             return Err(AppendError::of(&error));
         }
@@ -413,6 +433,8 @@ impl Log {
             table.apply(header);
         }
         active.headers.extend(headers);
+        drop(table);
+        writer.active = Some(active);
         Ok(())
     }
 

@@ -294,6 +294,8 @@ pub struct Opened {
 /// Reads all segments of a disk. A store that is not there yet is named `fresh`. An error says that the disk does not
 /// list its files, or cannot be written; a damaged segment is none.
 pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
+    // What is listed is to last: a name that was removed and not synced may else come back.
+    disk.sync_folder()?;
     let names = disk.list()?;
     let store = store_id(&**disk, &names, fresh)?;
     let (mut table, mut found) = (Table::default(), Found::default());

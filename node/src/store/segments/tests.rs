@@ -218,6 +218,33 @@ fn what_is_said_after_a_failure_counts_in_any_case() {
     }
 }
 
+/// A put that failed may be on disk: the word that ended its successor is kept as long as the segment that may hold it.
+#[test]
+fn what_was_perhaps_written_does_not_come_back() {
+    let (stays, goes) = (stripe(1, 20_000), stripe(9, 1_000));
+    for seed in 0..40 {
+        let disk = double(seed);
+        let store = SegmentStore::open(Arc::new(disk.clone()), options(32 << 10)).unwrap();
+        put(&store, &stays, 0).unwrap();
+        disk.set_faults(Faults { sync: 1.0, ..Faults::default() });
+        assert!(put(&store, &goes, 0).is_err());
+        disk.set_faults(Faults::default());
+        assert!(put(&store, &goes, 0).unwrap());
+        store.trash(key(&goes, 0), 1).unwrap();
+        assert!(store.delete(key(&goes, 0), 1).unwrap());
+        // Its segment is sealed, and then emptied.
+        let fill = stripe(3, 50_000);
+        put(&store, &fill, 0).unwrap();
+        while store.compact().unwrap().is_some() {}
+        assert!(disk.has(&segment_name(1)));
+        disk.crash();
+        drop(store);
+        let store = SegmentStore::open(Arc::new(disk.clone()), options(32 << 10)).unwrap();
+        assert_eq!(store.held(&goes.0.id()).unwrap(), [], "seed {seed}");
+        store.verify(key(&stays, 0)).unwrap();
+    }
+}
+
 #[test]
 fn a_full_disk_takes_no_puts_but_deletions_and_gives_space_back() {
     let disk = FaultyDisk::new(1, 3 << 20, Faults::default());
