@@ -131,7 +131,6 @@ impl Files {
 enum ReadError {
     Damaged(FormatError),
     Disk(io::Error),
-    Gone,
 }
 
 /// A record's bytes, checked as far as its payload.
@@ -242,12 +241,13 @@ impl SegmentStore {
     }
 
     fn read_file(&self, segment: u64, range: Range<u64>) -> Result<Bytes, ReadError> {
-        let file = self.files.get(&*self.disk, segment).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ReadError::Gone,
-            _ => ReadError::Disk(error),
-        })?;
+        // A name that is gone proves nothing of the shard: perhaps the disk is.
+        let file = self.files.get(&*self.disk, segment).map_err(ReadError::Disk)?;
         let len = range.end - range.start;
-        let bytes = file.read_at(range).map_err(ReadError::Disk)?;
+        let bytes = file.read_at(range).map_err(|error| {
+            self.files.forget(segment);
+            ReadError::Disk(error)
+        })?;
         if bytes.len() as u64 == len { Ok(bytes) } else { Err(ReadError::Damaged(FormatError::Truncated)) }
     }
 
@@ -303,11 +303,6 @@ impl SegmentStore {
                     tracing::warn!(stripe = %key.stripe, index = key.index, %why, "a damaged shard is given up");
                     self.give_up(key, &entry);
                     StoreError::Corrupt(describe(&why))
-                }
-                ReadError::Gone => {
-                    tracing::error!(segment = entry.place.segment, "a segment is gone");
-                    self.give_up(key, &entry);
-                    StoreError::Corrupt("its segment is gone")
                 }
                 ReadError::Disk(error) if is_shortage(&error) => StoreError::Io(error),
                 ReadError::Disk(error) => {
@@ -389,10 +384,6 @@ impl SegmentStore {
         match self.read_whole(&key, &entry) {
             Ok(read) => Ok(read),
             Err(ReadError::Disk(error)) => Err(StoreError::Unreadable(error.to_string())),
-            Err(ReadError::Gone) => {
-                self.give_up_claimed(key, &entry);
-                Err(StoreError::Corrupt("its segment is gone"))
-            }
             Err(ReadError::Damaged(why)) => {
                 self.give_up_claimed(key, &entry);
                 Err(StoreError::Corrupt(describe(&why)))
@@ -414,7 +405,7 @@ impl SegmentStore {
         let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
         let mut held = entry.held;
         change(&mut held);
-        if held == entry.held && !lock(&self.table).is_uncertain(&key) {
+        if held == entry.held && !lock(&self.table).is_doubted(&key) {
             return Ok(());
         }
         self.say(key, &entry, kind, held)
@@ -449,7 +440,6 @@ impl SegmentStore {
                 Ok(payload) => return Ok(payload),
                 Err(_) if lock(&self.table).fact(kind, key) != Some(fact) => {}
                 Err(ReadError::Damaged(why)) => return Err(StoreError::Corrupt(describe(&why))),
-                Err(ReadError::Gone) => return Err(StoreError::Corrupt("its segment is gone")),
                 Err(ReadError::Disk(error)) => return Err(StoreError::Unreadable(error.to_string())),
             }
         }
@@ -515,7 +505,7 @@ impl ShardStore for SegmentStore {
         let _claim = self.busy.claim(name_of(key));
         if let Some(entry) = self.entry(&key) {
             let held = Held { state: ShardState::Live, ..entry.held };
-            if held == entry.held && !lock(&self.table).is_uncertain(&key) {
+            if held == entry.held && !lock(&self.table).is_doubted(&key) {
                 return Ok(false);
             }
             match self.say(key, &entry, Kind::Restore, held) {
@@ -541,8 +531,15 @@ impl ShardStore for SegmentStore {
 
     fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
         let read = self.read_range(key, range, check)?;
-        if self.entry(&key).is_some_and(|entry| entry.held.state != ShardState::Live) {
+        let (trashed, doubted) = {
+            let table = lock(&self.table);
+            (table.entry(&key).is_some_and(|entry| entry.held.state != ShardState::Live), table.is_doubted(&key))
+        };
+        if trashed {
             self.revive(key)?;
+        } else if doubted && let Err(error) = self.revive(key) {
+            // It is served all the same, as any live one on a disk that takes nothing.
+            tracing::warn!(stripe = %key.stripe, index = key.index, %error, "that a shard is wanted could not be recorded");
         }
         Ok(read)
     }

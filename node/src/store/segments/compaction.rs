@@ -170,7 +170,7 @@ impl SegmentStore {
                         }
                         return Err(self.stays(segment, &error));
                     }
-                    Err(ReadError::Damaged(_) | ReadError::Gone) => self.give_up_claimed(key, &entry),
+                    Err(ReadError::Damaged(_)) => self.give_up_claimed(key, &entry),
                 }
             } else if said_here {
                 let kind = match entry.held.state {

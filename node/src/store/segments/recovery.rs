@@ -2,6 +2,9 @@
 //!
 //! Of a sealed segment the footer is enough. One that was not sealed is read record by record, each checked from end to
 //! end: a crash may have left any part of what was written last. No segment that was found is ever written to again.
+//!
+//! Where records are lost, one of them may have taken a shard out of the trash: what is in the trash is then taken for
+//! wanted. And as one may be what a word of deletion ends, such words stay.
 
 use std::io;
 use std::sync::Arc;
@@ -303,6 +306,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
     numbers.sort_unstable();
     let next_segment = numbers.last().map_or(1, |last| last + 1);
     let mut removed = false;
+    let mut doubted = None;
     for segment in numbers {
         let name = segment_name(segment);
         let read = disk.open(&name).map_err(Unusable::from).and_then(|file| {
@@ -327,6 +331,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
             Err(why) => {
                 tracing::error!(name, %why, "a segment cannot be used: it stays as it is, its shards count as missing");
                 table.set_blind(segment);
+                doubted = Some(segment);
                 found.unusable.push((name, why.to_string()));
                 continue;
             }
@@ -335,6 +340,11 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
         contents.records.iter().for_each(|header| table.apply(header));
         if !contents.gaps.is_empty() {
             table.distrust(segment, contents.unreadable);
+        }
+        // A gap at the end is what a crash leaves of a batch that nobody was told of.
+        let last = contents.records.last().map_or(0, |header| header.offset);
+        if contents.unreadable || contents.gaps.iter().any(|gap| gap.offset <= last) {
+            doubted = Some(segment);
         }
         for gap in &contents.gaps {
             tracing::warn!(segment, offset = gap.offset, bytes = gap.len, why = gap.why, "a gap in the log");
@@ -346,6 +356,9 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
     }
     if removed {
         disk.sync_folder()?;
+    }
+    if let Some(segment) = doubted {
+        table.doubt_trash(segment);
     }
     table.settle();
     Ok(Opened { store, table, next_segment, found })

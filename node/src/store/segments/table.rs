@@ -149,6 +149,9 @@ pub struct Table {
     /// Shards of which a record failed to be written and is there perhaps. The next thing said of one is said by a copy
     /// of a new generation, which counts in any case.
     uncertain: BTreeSet<ShardKey>,
+    /// Shards that are taken for wanted since the word that they are may be lost. What is said of one next is written,
+    /// although it seems to be said.
+    doubted: BTreeSet<ShardKey>,
     /// Segments in which there may be records that nobody could read.
     blind: BTreeSet<u64>,
     usage: Usage,
@@ -201,6 +204,7 @@ impl Table {
                     return;
                 }
                 self.uncount(&key, &entry);
+                self.doubted.remove(&key);
                 entry.tell(header);
                 entry.said = Some(place);
                 self.count(key, entry);
@@ -213,6 +217,7 @@ impl Table {
                     self.shards.remove(&key);
                     self.bury(key, entry.generation, entry.place.segment);
                     self.uncertain.remove(&key);
+                    self.doubted.remove(&key);
                 }
                 let tomb = Tomb { place, generation: header.generation, damaged: header.damaged };
                 if let Some(older) = self.tombs.insert(key, tomb) {
@@ -261,6 +266,7 @@ impl Table {
                 self.uncertain.remove(&key);
             }
         }
+        self.doubted.remove(&key);
         self.count(key, entry);
     }
 
@@ -322,6 +328,33 @@ impl Table {
     #[must_use]
     pub fn is_uncertain(&self, key: &ShardKey) -> bool {
         self.uncertain.contains(key)
+    }
+
+    /// Whether what is said of the shard must be written although it seems to be said.
+    #[must_use]
+    pub fn is_doubted(&self, key: &ShardKey) -> bool {
+        self.is_uncertain(key) || self.doubted.contains(key)
+    }
+
+    /// Whether there are shards of which that must be written.
+    #[must_use]
+    pub fn doubts(&self) -> bool {
+        !self.uncertain.is_empty() || !self.doubted.is_empty()
+    }
+
+    /// Records were lost in this segment, or in some of it nobody knows: one of them may have taken a shard out of the
+    /// trash. Those that went there before are taken for wanted: too much is kept rather than too little.
+    pub fn doubt_trash(&mut self, segment: u64) {
+        let trashed: Vec<ShardKey> = self.trash.keys().copied().collect();
+        for key in trashed {
+            let Some(mut entry) = self.shards.get(&key).copied() else { continue };
+            if entry.said.unwrap_or(entry.place).segment <= segment {
+                self.uncount(&key, &entry);
+                entry.held.state = ShardState::Live;
+                self.count(key, entry);
+                self.doubted.insert(key);
+            }
+        }
     }
 
     /// The disk does not give the shard at `place`, or gives it again. False if it is elsewhere by now.

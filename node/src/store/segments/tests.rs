@@ -218,6 +218,35 @@ fn what_is_said_after_a_failure_counts_in_any_case() {
     }
 }
 
+/// The word that a shard is wanted again is lost: it is not deleted for that.
+#[test]
+fn what_a_gap_may_have_restored_is_taken_for_wanted() {
+    let disk = double(1);
+    let (first, last) = (stripe(1, 1_000), stripe(2, 1_000));
+    let store = open(&disk);
+    for stripe in [&first, &last] {
+        put(&store, stripe, 0).unwrap();
+    }
+    store.trash(key(&first, 0), 5).unwrap();
+    store.revive(key(&first, 0)).unwrap();
+    let word = store.with_table(|table| table.entry(&key(&first, 0)).unwrap().said.unwrap());
+    store.set_complete(key(&last, 0)).unwrap();
+    disk.crash();
+    drop(store);
+    disk.open(&segment_name(word.segment)).unwrap().write_at(word.offset, &[&[0xa5; BLOCK]]).unwrap();
+    let store = open(&disk);
+    assert_eq!(store.found().gaps.len(), 1);
+    assert_eq!(store.held(&first.0.id()).unwrap()[0].state, ShardState::Live);
+    assert!(!store.delete(key(&first, 0), 100).unwrap());
+    // What is said of it now is written, and counts also when the gap is gone.
+    store.revive(key(&first, 0)).unwrap();
+    assert!(!store.with_table(|table| table.is_doubted(&key(&first, 0))));
+    drop(store);
+    let store = open(&disk);
+    assert!(!store.with_table(|table| table.is_doubted(&key(&first, 0))));
+    assert_eq!(store.held(&first.0.id()).unwrap()[0].state, ShardState::Live);
+}
+
 /// A put that failed may be on disk: the word that ended its successor is kept as long as the segment that may hold it.
 #[test]
 fn what_was_perhaps_written_does_not_come_back() {
@@ -336,9 +365,11 @@ fn another_stores_segments_and_lost_names_are_told() {
 /// Many at once, with a thread that writes and without, while segments are emptied.
 #[test]
 fn writers_readers_and_compaction_side_by_side() {
-    for threaded in [false, true] {
-        let disk = double(1);
-        let store = SegmentStore::open(Arc::new(disk.clone()), Options { threaded, ..options(512 << 10) }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let real = || Arc::new(FolderDisk::open(&folder.path().join("segments")).unwrap()) as Arc<dyn Disk>;
+    let double = || Arc::new(double(1)) as Arc<dyn Disk>;
+    for (threaded, disk) in [(false, double()), (true, double()), (true, real())] {
+        let store = SegmentStore::open(disk.clone(), Options { threaded, ..options(512 << 10) }).unwrap();
         let stripes: Vec<Stripe> =
             (0..24).map(|salt| stripe(salt, if salt % 3 == 0 { 150_000 } else { 5_000 })).collect();
         let stop = std::sync::atomic::AtomicBool::new(false);
@@ -380,9 +411,11 @@ fn writers_readers_and_compaction_side_by_side() {
         });
         assert_eq!(store.lost(), 0);
         let kept = store.with_table(Table::clone);
-        drop(store);
-        let store = SegmentStore::open(Arc::new(disk), options(512 << 10)).unwrap();
+        // As where the process is killed: the last segment is not sealed.
+        std::mem::forget(store);
+        let store = SegmentStore::open(disk, options(512 << 10)).unwrap();
         assert_eq!(store.with_table(Table::clone), kept);
+        assert!(store.found().is_whole() && store.found().sealed + 1 == store.found().segments);
         for stripe in &stripes {
             let held = store.held(&stripe.0.id()).unwrap();
             assert_eq!(held.iter().map(|held| (held.index, held.complete)).collect::<Vec<_>>(), [(1, true)]);
