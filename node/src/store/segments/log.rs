@@ -36,6 +36,9 @@ const BATCH_RECORDS: usize = 512;
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
+/// Numbers of segments are below this: with a count behind them they make sequences.
+const SEGMENT_LIMIT: u64 = u32::MAX as u64;
+
 /// A segment's file name.
 #[must_use]
 pub fn segment_name(segment: u64) -> String {
@@ -47,7 +50,7 @@ pub fn segment_name(segment: u64) -> String {
 pub fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".segment").filter(|digits| digits.len() == 16)?;
     // Names of ours are in lower case: two names must not be one number.
-    u64::from_str_radix(digits, 16).ok().filter(|number| segment_name(*number) == name)
+    u64::from_str_radix(digits, 16).ok().filter(|number| *number < SEGMENT_LIMIT && segment_name(*number) == name)
 }
 
 /// Why a record was not written. It may be there after the next start, and it may not; the store goes on without it.
@@ -441,6 +444,9 @@ impl Log {
     /// Begins a segment in which a batch of so many bytes has room. Its name and header last when it returns.
     fn begin(&self, writer: &mut Writer, bytes: u64) -> io::Result<Active> {
         let segment = writer.next_segment;
+        if segment >= SEGMENT_LIMIT {
+            return Err(io::Error::other("no numbers are left for new segments"));
+        }
         // Whatever comes of it, the number is used.
         writer.next_segment += 1;
         let name = segment_name(segment);

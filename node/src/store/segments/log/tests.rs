@@ -46,10 +46,18 @@ fn padding_fills_blocks_and_says_so() {
 
 #[test]
 fn names_and_numbers() {
-    for number in [1, 0xabc, u64::MAX] {
+    for number in [1, 0xabc, SEGMENT_LIMIT - 1] {
         assert_eq!(segment_number(&segment_name(number)), Some(number));
     }
-    for wrong in ["store", "1.segment", "000000000000000A.segment", "+00000000000000a.segment", "x", ".segment"] {
+    for wrong in [
+        "store",
+        "1.segment",
+        "000000000000000A.segment",
+        "+00000000000000a.segment",
+        "x",
+        ".segment",
+        "ffffffffffffffff.segment",
+    ] {
         assert_eq!(segment_number(wrong), None, "{wrong}");
     }
 }

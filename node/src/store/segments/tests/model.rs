@@ -300,6 +300,14 @@ fn a_crash_at_any_sync_loses_nothing() {
                 }
             }
             world.disk.crash();
+            if at % 2 == 0 {
+                // The power fails once more, in the middle of the start.
+                world.store = None;
+                world.disk.crash_at(world.disk.syncs() + 1 + at % 3);
+                let opened = SegmentStore::open(Arc::new(world.disk.clone()), options(SEGMENT));
+                world.disk.crash();
+                drop(opened);
+            }
             world.reopen();
             // The second start finds the same as the first, and the store goes on.
             world.rebuilt_equals_kept();
