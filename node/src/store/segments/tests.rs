@@ -422,3 +422,51 @@ fn writers_readers_and_compaction_side_by_side() {
         }
     }
 }
+
+/// Batches of many records that crash and fail: what was acknowledged to any of their writers is there.
+#[test]
+fn writers_side_by_side_on_a_failing_disk_lose_nothing() {
+    let stripes: Vec<Stripe> = (0..32).map(|salt| stripe(salt, if salt % 4 == 0 { 150_000 } else { 3_000 })).collect();
+    for seed in 0..30 {
+        let disk = double(seed);
+        let threaded = seed % 2 == 0;
+        let options = Options { threaded, ..options(512 << 10) };
+        let store = SegmentStore::open(Arc::new(disk.clone()), options.clone()).unwrap();
+        if seed % 3 > 0 {
+            disk.set_faults(Faults { write: 0.1, sync: 0.1, ..Faults::default() });
+        }
+        if seed % 3 < 2 {
+            disk.crash_at(disk.syncs() + 5 + seed);
+        }
+        // Deleted, held, or, where a call failed, either.
+        let known: Vec<Vec<(ShardKey, Option<bool>)>> = std::thread::scope(|scope| {
+            let work = |mine: &[Stripe]| {
+                let mut known = Vec::new();
+                for (stripe, index) in mine.iter().flat_map(|stripe| [(stripe, 0), (stripe, 1), (stripe, 2)]) {
+                    let key = key(stripe, index);
+                    let mut is = put(&store, stripe, index).is_ok().then_some(true);
+                    if is.is_some() && index == 2 {
+                        let deleted = store.trash(key, 1).and_then(|()| store.delete(key, 1));
+                        is = deleted.ok().map(|deleted| !deleted);
+                    }
+                    known.push((key, is));
+                }
+                known
+            };
+            let workers: Vec<_> = stripes.chunks(4).map(|mine| scope.spawn(move || work(mine))).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+        });
+        disk.set_faults(Faults::default());
+        disk.crash();
+        drop(store);
+        let store = SegmentStore::open(Arc::new(disk), options).unwrap();
+        for (key, is) in known.into_iter().flatten() {
+            let held = store.held(&key.stripe).unwrap().iter().any(|held| held.index == key.index);
+            assert!(is.is_none_or(|is| is == held), "seed {seed}: {key:?} should be {is:?}");
+            if held {
+                let stripe = stripes.iter().find(|stripe| stripe.0.id() == key.stripe).unwrap();
+                assert_eq!(store.read(key, 0..0, Check::Here).unwrap().data, stripe.1[key.index], "seed {seed}");
+            }
+        }
+    }
+}
