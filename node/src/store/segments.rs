@@ -328,11 +328,7 @@ impl SegmentStore {
             return;
         }
         self.lost.fetch_add(1, Ordering::Relaxed);
-        let header = RecordHeader {
-            damaged: true,
-            generation: seen.generation,
-            ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8)
-        };
+        let header = RecordHeader { damaged: true, ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8) };
         if let Err(error) = self.log.append(Job::new(&*self.disk, header, &[], &[], &[])) {
             tracing::error!(%error, "a damaged shard could not be recorded: the next start finds it again");
             lock(&self.table).forget(key, seen.place);
@@ -584,11 +580,11 @@ impl ShardStore for SegmentStore {
         let _claim = self.busy.claim(name_of(key));
         // It may have been revived meanwhile.
         let past = |entry: &Entry| matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms);
-        let Some(entry) = self.entry(&key).filter(past) else { return Ok(false) };
-        let header = RecordHeader {
-            generation: entry.generation,
-            ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8)
-        };
+        if self.entry(&key).filter(past).is_none() {
+            return Ok(false);
+        }
+        // It ends all before it, also a copy that failed to be written and is there perhaps.
+        let header = RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8);
         self.log.append(Job::new(&*self.disk, header, &[], &[], &[])).map_err(append_failed)?;
         Ok(true)
     }

@@ -253,7 +253,8 @@ pub struct RecordHeader {
     pub until_ms: Option<u64>,
     /// The newest sweep that a put or a revival carried.
     pub touched: u64,
-    /// The sequence of the put that brought this shard: copies and states carry it on, a later put has a greater one.
+    /// The sequence of the put that brought this shard: copies and states carry it on, a later put has a greater one. Of a
+    /// deletion, its own: it ends all before it, also what was perhaps written. 0: the writer fills in the sequence.
     pub generation: u64,
     /// Number of the record: the newer one has the greater. The upper half is the segment's number.
     pub sequence: u64,

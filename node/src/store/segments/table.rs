@@ -241,7 +241,13 @@ impl Table {
         for header in headers {
             let key = key_of(header);
             match header.kind {
-                Kind::Shard => self.bury(key, header.generation, header.segment),
+                Kind::Shard => {
+                    self.bury(key, header.generation, header.segment);
+                    // It would count before the one that is held.
+                    if self.shards.get(&key).is_some_and(|entry| entry.generation != header.generation) {
+                        self.uncertain.insert(key);
+                    }
+                }
                 Kind::Delete | Kind::Trash | Kind::Restore | Kind::Complete => {
                     self.uncertain.insert(key);
                 }

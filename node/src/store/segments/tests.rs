@@ -218,6 +218,30 @@ fn what_is_said_after_a_failure_counts_in_any_case() {
     }
 }
 
+/// A copy that failed may be on disk, newer than the shard that is held: a deletion ends both.
+#[test]
+fn what_was_perhaps_copied_does_not_outlive_its_deletion() {
+    let (stripe, other) = (stripe(9, 1_000), stripe(3, 1_000));
+    for seed in 0..40 {
+        let disk = double(seed);
+        let store = open(&disk);
+        put(&store, &stripe, 0).unwrap();
+        store.trash(key(&stripe, 0), 5).unwrap();
+        disk.set_faults(Faults { sync: 1.0, ..Faults::default() });
+        assert!(store.revive(key(&stripe, 0)).is_err());
+        disk.set_faults(Faults::default());
+        put(&store, &other, 0).unwrap();
+        disk.set_faults(Faults { sync: 1.0, ..Faults::default() });
+        // The word of it is doubtful now, so that it is said by a copy.
+        assert!(store.revive(key(&stripe, 0)).is_err());
+        disk.set_faults(Faults::default());
+        assert!(store.delete(key(&stripe, 0), 5).unwrap());
+        disk.crash();
+        drop(store);
+        assert_eq!(open(&disk).held(&stripe.0.id()).unwrap(), [], "seed {seed}");
+    }
+}
+
 /// The word that a shard is wanted again is lost: it is not deleted for that.
 #[test]
 fn what_a_gap_may_have_restored_is_taken_for_wanted() {
