@@ -86,6 +86,11 @@ fn an_evicted_node_is_refused_by_all() {
         cluster.grow(5, 5).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         let evicted = cluster.id(4);
+        // Gossip may be ahead of the record that makes it a member.
+        let known = |cluster: &SimCluster| {
+            cluster.node(0).unwrap().core().membership.view().table.standing(&evicted) == Some(Standing::Member)
+        };
+        cluster.until("the founder has its record", seconds(60), known).await.unwrap();
         cluster.evict(4).await.unwrap();
         let told = |cluster: &SimCluster| {
             (0..4).all(|number| {
@@ -126,9 +131,10 @@ fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
             counts.push(exchanges(&cluster, 0) + exchanges(&cluster, 1) - before);
         }
         let [soon, then, later, at_last] = counts[..] else { panic!("{counts:?}") };
-        // After 1, 2, 4, 8, 16, 32 seconds by both, give or take those that fall on the edge.
-        assert!((2..=6).contains(&soon) && (4..=8).contains(&then), "{counts:?}");
-        assert!((2..=6).contains(&later) && (18..=22).contains(&at_last), "{counts:?}");
+        // After 1, 2, 4, 8, 16, 32 seconds by both, then once a minute, give or take those that fall on the edge or are asked
+        // again as their answer was lost. At a pace that did not slow down, the last would be hundreds.
+        assert!((2..=6).contains(&soon) && (4..=10).contains(&then), "{counts:?}");
+        assert!((2..=8).contains(&later) && (18..=26).contains(&at_last), "{counts:?}");
     });
 }
 
