@@ -119,6 +119,8 @@ fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
         let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(2, 2).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
+        // A lost packet may be news: then exchanges begin anew.
+        cluster.network.set_loss(0.0);
         // All news is old, and each asks the other once a minute.
         tokio::time::sleep(seconds(300)).await;
         cluster.stop(1).await;
@@ -131,10 +133,9 @@ fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
             counts.push(exchanges(&cluster, 0) + exchanges(&cluster, 1) - before);
         }
         let [soon, then, later, at_last] = counts[..] else { panic!("{counts:?}") };
-        // After 1, 2, 4, 8, 16, 32 seconds by both, then once a minute, give or take those that fall on the edge or are asked
-        // again as their answer was lost. At a pace that did not slow down, the last would be hundreds.
-        assert!((2..=6).contains(&soon) && (4..=10).contains(&then), "{counts:?}");
-        assert!((2..=8).contains(&later) && (18..=26).contains(&at_last), "{counts:?}");
+        // After 1, 2, 4, 8, 16, 32 seconds by both, then once a minute, give or take those that fall on the edge.
+        assert!((2..=6).contains(&soon) && (4..=8).contains(&then), "{counts:?}");
+        assert!((2..=6).contains(&later) && (18..=22).contains(&at_last), "{counts:?}");
     });
 }
 
