@@ -175,7 +175,8 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
         NodeCommand::Evict(args) => {
             let (node, text) = declare(&args, true).await?;
             println!(
-                "{} is {text}. Nothing is asked of it any more: what it held is rebuilt from the other shards.",
+                "{} is {text}. It gets nothing and decides nothing any more. What it held is rebuilt on the others: leave \
+                 it running, if you can, until 'potluck cluster status' says that all is safe.",
                 node.short()
             );
             Ok(ExitCode::SUCCESS)

@@ -69,6 +69,12 @@ impl View {
         self.up.keys().copied().filter(|node| *node != self.me)
     }
 
+    /// Nodes that were evicted and whose addresses are known.
+    pub fn evicted(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let records = self.table.records().map(|record| record.node());
+        records.filter(|node| self.table.standing(node) == Some(Standing::Evicted))
+    }
+
     /// Whether this node reaches more than half of the ring, itself included.
     #[must_use]
     pub fn majority(&self) -> bool {

@@ -21,7 +21,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep};
 
-use crate::sim::{Network, seed_of};
+use crate::sim::{NetConfig, Network, seed_of};
 
 /// The port of every simulated node.
 const PORT: u16 = 4701;
@@ -231,6 +231,8 @@ impl SimCluster {
         let (key, cert) = identity::operator(&founder.folder)?;
         let peer = Peer { key: cert.node().into(), addresses: vec![SocketAddr::new(founder.ip, PORT)] };
         let ip = self.new_ip();
+        // An operator sits at the node's machine.
+        self.network.set_way(ip, self.slots[0].ip, NetConfig::perfect());
         let endpoint = (self.bind(ip))(&key, Arc::new(OperatorGate { cert }), Limits::client())?;
         let call = request::Kind::Admin(wire::Admin { kind: Some(kind) });
         let answer = endpoint.call(&peer, call, Vec::new(), Duration::from_secs(30)).await;

@@ -86,6 +86,11 @@ fn an_evicted_node_is_refused_by_all() {
         cluster.grow(5, 5).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
         let evicted = cluster.id(4);
+        // Gossip may be ahead of the record that makes it a member.
+        let known = |cluster: &SimCluster| {
+            cluster.node(0).unwrap().core().membership.view().table.standing(&evicted) == Some(Standing::Member)
+        };
+        cluster.until("the founder has its record", seconds(60), known).await.unwrap();
         cluster.evict(4).await.unwrap();
         let told = |cluster: &SimCluster| {
             (0..4).all(|number| {
@@ -114,6 +119,8 @@ fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
         let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(2, 2).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
+        // A lost packet may be news: then exchanges begin anew.
+        cluster.network.set_loss(0.0);
         // All news is old, and each asks the other once a minute.
         tokio::time::sleep(seconds(300)).await;
         cluster.stop(1).await;
@@ -126,7 +133,7 @@ fn after_a_start_the_table_is_exchanged_at_growing_intervals() {
             counts.push(exchanges(&cluster, 0) + exchanges(&cluster, 1) - before);
         }
         let [soon, then, later, at_last] = counts[..] else { panic!("{counts:?}") };
-        // After 1, 2, 4, 8, 16, 32 seconds by both, give or take those that fall on the edge.
+        // After 1, 2, 4, 8, 16, 32 seconds by both, then once a minute, give or take those that fall on the edge.
         assert!((2..=6).contains(&soon) && (4..=8).contains(&then), "{counts:?}");
         assert!((2..=6).contains(&later) && (18..=22).contains(&at_last), "{counts:?}");
     });
@@ -145,12 +152,15 @@ fn two_that_lost_sight_of_each_other_do_not_doubt_for_ever() {
         cluster.network.heal();
         cluster.settled(seconds(60)).await.unwrap();
         let no_doubt_is_left = async |cluster: &SimCluster, what: &str| {
+            // Two without a third to ask would doubt each other anew now and then where packets get lost.
+            cluster.network.set_loss(0.0);
             tokio::time::sleep(seconds(100)).await;
             let before = exchanges(cluster, 0) + exchanges(cluster, 1);
             tokio::time::sleep(seconds(600)).await;
             let count = exchanges(cluster, 0) + exchanges(cluster, 1) - before;
             assert!(count <= 30, "{what}: {count} exchanges in ten minutes: someone is still being probed");
             cluster.settled(seconds(1)).await.unwrap();
+            cluster.network.set_loss(NetConfig::homes().loss);
         };
         // Nobody is told that it was gone, and the one that returns knows the other by a life that is over.
         cluster.kill(1).await;

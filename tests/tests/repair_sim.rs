@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use potluck_node::store::{ShardKey, ShardStore};
+use potluck_node::store::{ShardKey, ShardState, ShardStore};
 use potluck_proto::id::StripeId;
 use potluck_proto::stripe::Scheme;
 use potluck_tests::cluster::{SimCluster, quick};
@@ -58,6 +59,34 @@ fn m_nodes_die_with_their_disks_twice_and_nothing_is_lost() {
             writer.read_all().await.unwrap();
             all_whole(&cluster, &writer, seconds(600)).await;
         }
+        writer.read_all().await.unwrap();
+    });
+}
+
+/// More holders of a stripe are evicted at once than it survives: what they hold is still read for its repair.
+#[test]
+fn what_evicted_nodes_hold_is_rebuilt_from() {
+    sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
+        let (mut cluster, writer) = stored(network, 12).await;
+        let stripe = *writer.put.keys().next().unwrap();
+        let holds = |cluster: &SimCluster, number: usize| !cluster.store(number).held(&stripe).unwrap().is_empty();
+        let evicted: Vec<usize> = (1..12).filter(|number| holds(&cluster, *number)).take(4).collect();
+        assert_eq!(evicted.len(), 4);
+        for number in &evicted {
+            cluster.evict(*number).await.unwrap();
+        }
+        let kept: Vec<usize> = (0..12).filter(|number| !evicted.contains(number)).collect();
+        let stripes: Vec<StripeId> = writer.put.keys().copied().collect();
+        let indices = |cluster: &SimCluster, stripe: &StripeId| {
+            let held = kept.iter().flat_map(|number| cluster.store(*number).held(stripe).unwrap());
+            held.filter(|held| held.state == ShardState::Live).map(|held| held.index).collect::<BTreeSet<_>>().len()
+        };
+        let whole = |cluster: &SimCluster| stripes.iter().all(|stripe| indices(cluster, stripe) == scheme().n());
+        cluster.until("every stripe is whole without them", seconds(600), whole).await.unwrap();
+        for number in evicted {
+            cluster.destroy(number).await;
+        }
+        writer.cluster.refresh().await.unwrap();
         writer.read_all().await.unwrap();
     });
 }

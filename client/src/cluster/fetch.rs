@@ -101,9 +101,24 @@ pub enum Proof {
     Later,
 }
 
+/// A node's answer.
+struct Fetched {
+    reply: wire::GetShardReply,
+    bytes: Bytes,
+}
+
+/// A piece whose proof comes later, if at all.
+struct Unproved {
+    index: usize,
+    node: NodeId,
+    range: Range<u64>,
+    reply: wire::GetShardReply,
+    bytes: Bytes,
+}
+
 /// What happened during a read.
 enum Event {
-    Fetched(usize, NodeId, Range<u64>, Result<Bytes, Failure>),
+    Fetched(usize, NodeId, Range<u64>, Result<Fetched, Failure>),
     Slow(usize, NodeId),
     Found(NodeId, wire::Holding),
     SearchEnded,
@@ -142,22 +157,17 @@ impl Cluster {
                 let lengths = || wanted.values().map(|range| range.end - range.start);
                 let (sum, widest) = (lengths().sum::<u64>(), lengths().max().unwrap_or(0));
                 let result = range.end - range.start;
-                // Rebuilding needs proved siblings: nothing is put off where it is to be expected.
-                let likely = self.likely(&header);
-                let direct = wanted.keys().all(|index| likely.get(*index).is_some_and(|nodes| !nodes.is_empty()));
-                let unproved = if proof == Proof::Later && sum > CACHED_RANGE && direct {
-                    let _share = self.calls.reads.take((sum + result) as usize).await;
-                    self.gather(&header, wanted.clone(), likely.clone(), Proof::Later).await?
-                } else {
-                    None
+                // Room for the ranges or for a column of siblings, and for what is made of them.
+                let bytes = sum.max(widest * header.scheme.k() as u64) + result;
+                let _share = self.calls.reads.take(bytes as usize).await;
+                let unproved = match proof == Proof::Later && sum > CACHED_RANGE {
+                    true => self.gather(&header, wanted.clone(), Proof::Later).await?,
+                    false => None,
                 };
                 match unproved {
                     Some(pieces) => pieces,
                     None => {
-                        // Room for the ranges or for a column of siblings, and for what is made of them.
-                        let bytes = sum.max(widest * header.scheme.k() as u64) + result;
-                        let _share = self.calls.reads.take(bytes as usize).await;
-                        let pieces = self.gather(&header, wanted, likely, Proof::Now).await?;
+                        let pieces = self.gather(&header, wanted, Proof::Now).await?;
                         let pieces = pieces.ok_or_else(|| ReadError::Internal("a proved read gave up".into()))?;
                         self.keep(stripe, &pieces);
                         pieces
@@ -211,19 +221,19 @@ impl Cluster {
         }
     }
 
-    /// Brings these ranges of data shards together, whoever has to be asked for it. `None` if they would have to be rebuilt
-    /// from what is not proved.
+    /// Brings these ranges of data shards together, whoever has to be asked for it. `None` if some would have to be rebuilt
+    /// and what came for it, its proof put off until then, is damaged: that is known now, and not asked for again.
     async fn gather(
         &self,
         header: &SignedHeader,
         wanted: BTreeMap<usize, Range<u64>>,
-        likely: Vec<Vec<NodeId>>,
         proof: Proof,
     ) -> Result<Option<Pieces>, ReadError> {
         let stripe = header.id();
-        let mut gather = Gather::new(header.scheme, wanted, likely);
+        let mut gather = Gather::new(header.scheme, wanted, self.likely(header));
         let mut events: FuturesUnordered<BoxFuture<'_, Event>> = FuturesUnordered::new();
         let mut pieces: Pieces = Vec::new();
+        let mut unproved: Vec<Unproved> = Vec::new();
         let mut rounds = 1;
         // A search asks many nodes; those that wait for their turn. `None` marks its end.
         let mut search: Option<stream::BoxStream<'_, Event>> = None;
@@ -253,8 +263,10 @@ impl Cluster {
             }
             match gather.verdict() {
                 Some(Outcome::Direct) => return Ok(Some(pieces)),
-                Some(Outcome::Rebuild { .. }) if proof == Proof::Later => return Ok(None),
                 Some(Outcome::Rebuild { column, from, missing }) => {
+                    if !self.prove(header, std::mem::take(&mut unproved)).await? {
+                        return Ok(None);
+                    }
                     pieces.extend(self.rebuild(header, &pieces, &column, &from, &missing).await?);
                     return Ok(Some(pieces));
                 }
@@ -283,7 +295,10 @@ impl Cluster {
                 },
             };
             match event {
-                Event::Fetched(index, node, range, Ok(bytes)) => {
+                Event::Fetched(index, node, range, Ok(Fetched { reply, bytes })) => {
+                    if proof == Proof::Later {
+                        unproved.push(Unproved { index, node, range: range.clone(), reply, bytes: bytes.clone() });
+                    }
                     gather.arrived(index, node, range.clone());
                     pieces.push((index, range, bytes));
                 }
@@ -349,7 +364,7 @@ impl Cluster {
         node: NodeId,
         range: &Range<u64>,
         proof: Proof,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Fetched, Failure> {
         let stripe = header.id();
         let length = range.end - range.start;
         let id = Bytes::copy_from_slice(stripe.as_bytes());
@@ -359,19 +374,24 @@ impl Cluster {
         let unsound = match answer {
             Ok((reply::Kind::GetShard(reply), payload)) => {
                 let (header, range) = (header.clone(), range.clone());
+                let fetched = Fetched { reply, bytes: payload };
                 let checked = match proof {
                     Proof::Now => {
-                        let check = move || sound::check(&header, index, &range, &reply, &payload).map(|()| payload);
+                        let check = move || {
+                            sound::check(&header, index, &range, &fetched.reply, &fetched.bytes).map(|()| fetched)
+                        };
                         self.executor.run(check).await
                     }
-                    Proof::Later => Ok(sound::check_answer(index, &range, &reply, &payload).map(|()| payload)),
+                    Proof::Later => {
+                        Ok(sound::check_answer(index, &range, &fetched.reply, &fetched.bytes).map(|()| fetched))
+                    }
                 };
                 match checked {
-                    Ok(Ok(payload)) => {
+                    Ok(Ok(fetched)) => {
                         self.cache.note(&stripe, |known| {
                             known.holders.entry(index).or_default().insert(node);
                         });
-                        return Ok(payload);
+                        return Ok(fetched);
                     }
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => return Err(Failure::Away),
@@ -391,7 +411,29 @@ impl Cluster {
                 return Err(failure);
             }
         };
-        tracing::warn!(stripe = %stripe.short(), index, node = %node.short(), %unsound, "a node sent a damaged shard");
+        self.damaged(stripe, index, node, &unsound);
+        Err(Failure::NotThere)
+    }
+
+    /// Proves what came without proof; whether all of it is sound.
+    async fn prove(&self, header: &SignedHeader, unproved: Vec<Unproved>) -> Result<bool, ReadError> {
+        let checked = header.clone();
+        let unsound = self.executor.run(move || {
+            let check =
+                |piece: &Unproved| sound::check(&checked, piece.index, &piece.range, &piece.reply, &piece.bytes);
+            let unsound = unproved.iter().filter_map(|piece| Some((piece.index, piece.node, check(piece).err()?)));
+            unsound.collect::<Vec<_>>()
+        });
+        let unsound = unsound.await.map_err(|error| ReadError::Internal(error.to_string()))?;
+        for (index, node, why) in &unsound {
+            self.damaged(header.id(), *index, *node, &why.to_string());
+        }
+        Ok(unsound.is_empty())
+    }
+
+    /// Remembers that a node gave a damaged shard, and tells it.
+    fn damaged(&self, stripe: StripeId, index: usize, node: NodeId, why: &str) {
+        tracing::warn!(stripe = %stripe.short(), index, node = %node.short(), why, "a node sent a damaged shard");
         self.cache.note(&stripe, |known| {
             known.damaged.insert((index, node));
             if let Some(holders) = known.holders.get_mut(&index) {
@@ -399,7 +441,6 @@ impl Cluster {
             }
         });
         self.report_damage(node, stripe, index);
-        Err(Failure::NotThere)
     }
 
     /// Has a node look at a shard that came damaged from it: nodes give clients what is on disk as it is.

@@ -1,9 +1,10 @@
 //! A file on its way in: read, cut, and each chunk named while its bytes are in the processor's cache.
 //!
-//! Chunks are slices of the buffers that were read into: nothing is copied but what lies behind a buffer's last cut.
+//! Chunks are slices of the buffers that were read into: nothing is copied but what lies behind a buffer's last cut, and the
+//! chunks of a file that fills less than half of one, which would keep all of it.
 
 use std::io::{self, Read};
-use std::mem::replace;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -44,10 +45,10 @@ pub(super) struct Intake<R> {
     source: R,
     chunker: Chunker,
     keys: VaultKeys,
-    buffer: Buffer,
+    /// `None` once the source has ended.
+    buffer: Option<Buffer>,
     /// Bytes in the buffer, which begins behind a cut.
     filled: usize,
-    ended: bool,
 }
 
 /// A part of a source.
@@ -70,7 +71,7 @@ pub(super) fn begin<R: Read>(mut source: R, keys: &VaultKeys) -> io::Result<Begu
     let mut buffer = POOL.take(BUFFER);
     buffer[..head.len()].copy_from_slice(&head);
     let chunker = Chunker::new(keys.chunking_seed());
-    let intake = Intake { source, chunker, keys: keys.clone(), buffer, filled: head.len(), ended: false };
+    let intake = Intake { source, chunker, keys: keys.clone(), buffer: Some(buffer), filled: head.len() };
     Ok(Begun::More(Box::new(intake)))
 }
 
@@ -80,28 +81,38 @@ impl<R: Read> Intake<R> {
         self.filled
     }
 
-    /// Reads until the buffer is full or the source ends: at least one chunk, but for none at the end.
+    /// Reads until the buffer is full or the source ends. After the last part there are only empty ones.
     pub(super) fn next(&mut self) -> io::Result<Part> {
-        let (mut cuts, mut from, mut read) = (Vec::new(), 0, 0);
-        while !self.ended && self.filled < BUFFER {
+        let Some(mut buffer) = self.buffer.take() else { return Ok(Part { last: true, ..Part::default() }) };
+        let (mut cuts, mut from, mut read, mut last) = (Vec::new(), 0, 0, false);
+        while !last && self.filled < BUFFER {
             let room = self.filled..(self.filled + STEP).min(BUFFER);
-            let got = fill(&mut self.source, &mut self.buffer[room.clone()])?;
-            self.ended = got < room.len();
+            let got = fill(&mut self.source, &mut buffer[room.clone()])?;
+            last = got < room.len();
             self.filled += got;
             read += got;
-            while let Some(len) = self.chunker.cut(&self.buffer[from..self.filled], self.ended) {
+            while let Some(len) = self.chunker.cut(&buffer[from..self.filled], last) {
                 let range = from..from + len;
-                cuts.push((seal::chunk_id(&self.keys, &self.buffer[range.clone()]), range.clone()));
+                cuts.push((seal::chunk_id(&self.keys, &buffer[range.clone()]), range.clone()));
                 from = range.end;
             }
         }
-        let rest = from..self.filled;
-        let mut next = POOL.take(BUFFER);
-        next[..rest.len()].copy_from_slice(&self.buffer[rest.clone()]);
-        self.filled = rest.len();
-        let full = replace(&mut self.buffer, next).freeze();
-        let chunks = cuts.into_iter().map(|(id, range)| Named { id, plain: full.slice(range) }).collect();
-        Ok(Part { chunks, read, last: self.ended })
+        if !last {
+            let behind = &buffer[from..self.filled];
+            let mut next = POOL.take(BUFFER);
+            next[..behind.len()].copy_from_slice(behind);
+            self.filled = behind.len();
+            self.buffer = Some(next);
+        }
+        let chunks = if from < BUFFER / 2 {
+            let copied =
+                |(id, range): (ChunkId, Range<usize>)| Named { id, plain: Bytes::copy_from_slice(&buffer[range]) };
+            cuts.into_iter().map(copied).collect()
+        } else {
+            let buffer = buffer.freeze();
+            cuts.into_iter().map(|(id, range)| Named { id, plain: buffer.slice(range) }).collect()
+        };
+        Ok(Part { chunks, read, last })
     }
 }
 
@@ -165,6 +176,7 @@ mod tests {
                 }
             }
             assert_eq!((ahead.len(), read), (0, length));
+            assert!(intake.next().unwrap().chunks.is_empty());
         }
     }
 

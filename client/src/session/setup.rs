@@ -37,7 +37,7 @@ const FIRST_STATE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the client's cluster access may use of the memory.
 const CLUSTER_LIMITS: cluster::Limits =
-    cluster::Limits { put_bytes: 64 << 20, read_bytes: 48 << 20, cache_bytes: 8 << 20, cache_stripes: 1024 };
+    cluster::Limits { put_bytes: 64 << 20, read_bytes: 120 << 20, cache_bytes: 8 << 20, cache_stripes: 1024 };
 
 /// What a recovery found.
 #[derive(Debug, Clone)]

@@ -17,10 +17,12 @@ pub struct StripeFacts<'a> {
     pub walk: &'a [NodeId],
     /// Who is up.
     pub up: &'a BTreeSet<NodeId>,
-    /// Which indices each node that was asked holds; nodes off the ring (leaving, evicted) may be among them.
+    /// Which indices each node that was asked holds; nodes off the ring (leaving, lost) may be among them.
     pub live: &'a BTreeMap<NodeId, BTreeSet<usize>>,
     /// Which indices lie in whose trash.
     pub trash: &'a BTreeMap<NodeId, BTreeSet<usize>>,
+    /// Which indices evicted nodes give: nothing counts on them, but what they give can be rebuilt from.
+    pub evicted: &'a BTreeMap<NodeId, BTreeSet<usize>>,
     /// k siblings were once proved to exist: it was a whole stripe once.
     pub complete: bool,
 }
@@ -140,7 +142,12 @@ pub fn plan(facts: &StripeFacts<'_>) -> Plan {
             None => to_rebuild.push(index),
         }
     }
-    if reachable.len() + steps.len() >= k {
+    let mut sources = reachable.clone();
+    sources.extend(steps.iter().map(|step| match step {
+        Step::Revive { index, .. } | Step::Rebuild { index, .. } => *index,
+    }));
+    sources.extend(facts.evicted.values().flatten());
+    if sources.len() >= k {
         let holds = |node: &NodeId| live_up.contains_key(node);
         let mut free: Vec<NodeId> = up_on_ring.into_iter().filter(|node| !used.contains(node)).collect();
         free.sort_by_key(holds);

@@ -232,6 +232,7 @@ async fn fetch(
     let others = holding.live.iter().filter(|(node, _)| **node != view.me && view.is_up(node));
     sources.extend(others.flat_map(|(node, held)| held.iter().map(|index| (*node, *index))));
     sources.sort_by_key(|(node, _)| slow.is(node));
+    sources.extend(holding.evicted.iter().flat_map(|(node, held)| held.iter().map(|index| (*node, *index))));
     let mut sources = sources.into_iter();
     let mut waiting = Vec::new();
     let mut asked: BTreeSet<usize> = BTreeSet::new();

@@ -76,14 +76,27 @@ pub(crate) struct Holdings {
     pub(crate) complete: bool,
     pub(crate) live: BTreeMap<NodeId, BTreeSet<usize>>,
     pub(crate) trash: BTreeMap<NodeId, BTreeSet<usize>>,
+    /// Indices that evicted nodes say they hold; they are asked only about what cannot be rebuilt without them.
+    pub(crate) evicted: BTreeMap<NodeId, BTreeSet<usize>>,
     /// Nodes that say that they are homes of the stripe.
     pub(crate) homes: BTreeSet<NodeId>,
 }
 
 impl Holdings {
+    /// Whether nodes that count hold k different indices, in use or in the trash.
+    fn is_readable(&self) -> bool {
+        let held: BTreeSet<usize> = self.live.values().chain(self.trash.values()).flatten().copied().collect();
+        held.len() >= self.scheme.k()
+    }
+
+    /// Indices that a node names, but for those that the scheme does not have.
+    fn indices(&self, named: &[u32]) -> BTreeSet<usize> {
+        named.iter().map(|index| *index as usize).filter(|index| *index < self.scheme.n()).collect()
+    }
+
     pub(crate) fn facts<'a>(&'a self, walk: &'a [NodeId], up: &'a BTreeSet<NodeId>) -> StripeFacts<'a> {
         let (scheme, complete) = (self.scheme, self.complete);
-        StripeFacts { scheme, walk, up, live: &self.live, trash: &self.trash, complete }
+        StripeFacts { scheme, walk, up, live: &self.live, trash: &self.trash, evicted: &self.evicted, complete }
     }
 }
 
@@ -225,7 +238,8 @@ async fn look(
     let view = core.membership.view();
     // Whoever does not answer is as good as away for a plan, but until it is known to be away, what it may hold is not
     // rebuilt.
-    let (holdings, up) = ask(core, &view, stripes).await;
+    let (mut holdings, up) = ask(core, &view, stripes).await;
+    ask_evicted(core, &view, &mut holdings).await;
     let members = || view.table.members().map(|record| record.node());
     let silent = patience::silent(members(), view.up.keys().copied(), &up, core.uptime());
     let away = members().any(|node| !view.is_up(&node));
@@ -358,7 +372,8 @@ pub(crate) async fn ask(
         let mine = |set: BTreeSet<usize>| BTreeMap::from_iter((!set.is_empty()).then_some((view.me, set)));
         let complete = held.iter().any(|held| held.complete);
         let (live, trash) = (mine(of(true)), mine(of(false)));
-        holdings.insert(stripe, Holdings { scheme: first.scheme, complete, live, trash, homes: BTreeSet::new() });
+        let (evicted, homes) = (BTreeMap::new(), BTreeSet::new());
+        holdings.insert(stripe, Holdings { scheme: first.scheme, complete, live, trash, evicted, homes });
     }
     let ids: Vec<StripeId> = holdings.keys().copied().collect();
     if ids.is_empty() {
@@ -375,10 +390,7 @@ pub(crate) async fn ask(
         answered.insert(node);
         for (stripe, holding) in ids.iter().zip(answer) {
             let Some(entry) = holdings.get_mut(stripe) else { continue };
-            let indices = |list: &[u32]| -> BTreeSet<usize> {
-                list.iter().map(|index| *index as usize).filter(|index| *index < entry.scheme.n()).collect()
-            };
-            let (live, trash) = (indices(&holding.live), indices(&holding.trash));
+            let (live, trash) = (entry.indices(&holding.live), entry.indices(&holding.trash));
             if !live.is_empty() {
                 entry.live.insert(node, live);
             }
@@ -392,6 +404,32 @@ pub(crate) async fn ask(
         }
     }
     (holdings, answered)
+}
+
+/// Asks evicted nodes about stripes of which the others hold too little to rebuild anything. Nobody has to answer: an evicted
+/// node may be off for good, and what it gives proves itself by its hash.
+async fn ask_evicted(core: &Arc<Core>, view: &View, holdings: &mut BTreeMap<StripeId, Holdings>) {
+    let short: Vec<StripeId> =
+        holdings.iter().filter(|(_, holding)| !holding.is_readable()).map(|(stripe, _)| *stripe).collect();
+    if short.is_empty() {
+        return;
+    }
+    let asked = view.evicted().filter_map(|node| Some((node, view.peer(&node)?)));
+    let answers = asked.map(|(node, peer)| {
+        let short = &short;
+        async move { (node, ask_one(&core.endpoint, &peer, short).await) }
+    });
+    let mut answers = stream::iter(answers).buffer_unordered(ASKED_AT_ONCE);
+    while let Some((node, answer)) = answers.next().await {
+        for (stripe, holding) in short.iter().zip(answer.into_iter().flatten()) {
+            let Some(entry) = holdings.get_mut(stripe) else { continue };
+            // Reading what lies in its trash revives it.
+            let indices = &entry.indices(&holding.live) | &entry.indices(&holding.trash);
+            if !indices.is_empty() {
+                entry.evicted.insert(node, indices);
+            }
+        }
+    }
 }
 
 async fn ask_one(

@@ -19,9 +19,10 @@ pub(super) fn scheme() -> Result<Scheme> {
     Ok(Scheme::new(5, 3)?)
 }
 
-/// Writes `bytes` that nothing can compress, and returns their hash.
+/// Writes `bytes` that nothing can compress, others under each name, and returns their hash.
 pub(super) fn make(path: &Path, bytes: u64) -> Result<blake3::Hash> {
-    let mut source = blake3::Hasher::new().update(b"a file of the benchmarks").finalize_xof();
+    let name = path.file_name().context("a file without a name")?;
+    let mut source = blake3::Hasher::new().update(name.as_encoded_bytes()).finalize_xof();
     let mut file = File::create(path)?;
     let (mut buffer, mut left, mut hasher) = (vec![0; 1 << 20], bytes, blake3::Hasher::new());
     while left > 0 {

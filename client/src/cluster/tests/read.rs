@@ -73,9 +73,10 @@ async fn a_proof_that_comes_later_is_the_callers_and_nothing_of_it_is_kept() {
     assert!(wrong.len() == data.len() && wrong != data, "as the node gave it");
     reads_everything(&client, &header, &data).await;
     assert_eq!(later(&client).await, data, "its damage is known by now");
-    // What has to be rebuilt is proved in any case.
+    // What has to be rebuilt is proved in any case, also where the siblings came before that was known.
     world.kill(homes[1]);
     assert_eq!(later(&world.client().await).await, data);
+    assert_eq!(later(&client).await, data);
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ struct World {
     up: BTreeSet<NodeId>,
     live: BTreeMap<NodeId, BTreeSet<usize>>,
     trash: BTreeMap<NodeId, BTreeSet<usize>>,
+    evicted: BTreeMap<NodeId, BTreeSet<usize>>,
     complete: bool,
 }
 
@@ -32,6 +33,7 @@ impl World {
             live: live.collect(),
             walk,
             trash: BTreeMap::new(),
+            evicted: BTreeMap::new(),
             complete: true,
         }
     }
@@ -43,6 +45,7 @@ impl World {
             up: &self.up,
             live: &self.live,
             trash: &self.trash,
+            evicted: &self.evicted,
             complete: self.complete,
         }
     }
@@ -87,6 +90,29 @@ fn below_k_nothing_is_rebuilt_and_the_words_differ() {
     assert_eq!((world.plan().condition, world.plan().steps.len()), (Condition::Unreadable, 0));
     world.complete = false;
     assert_eq!(world.plan().condition, Condition::Unconfirmed);
+}
+
+#[test]
+fn what_evicted_nodes_give_is_rebuilt_from_and_counts_for_nothing() {
+    let mut world = World::new(12, 5, 3).down(&[1, 2, 3, 4]);
+    world.evicted.insert(node(20), BTreeSet::from([7]));
+    assert_eq!(world.plan().steps, [], "index 7 is on a live node too");
+    world.evicted.insert(node(21), BTreeSet::from([2]));
+    let plan = world.plan();
+    assert_eq!((plan.condition, plan.reachable), (Condition::Unreadable, 4));
+    let rebuilt: Vec<usize> = plan
+        .steps
+        .iter()
+        .map(|step| match step {
+            Step::Rebuild { index, targets } => {
+                assert!(!targets.contains(&node(20)) && !targets.contains(&node(21)));
+                *index
+            }
+            Step::Revive { .. } => panic!("nothing is in the trash"),
+        })
+        .collect();
+    assert_eq!(rebuilt, [0, 1, 2, 3]);
+    assert!(!plan.leaders.contains(&node(21)));
 }
 
 #[test]
