@@ -11,6 +11,7 @@ pub mod compaction;
 pub mod disk;
 pub mod format;
 pub mod log;
+pub mod pages;
 pub mod recovery;
 pub mod table;
 

@@ -26,6 +26,9 @@ const DEAD_PERCENT_SHORT: u64 = 10;
 /// Bytes of records that compaction copies with one sync.
 const COPY_BYTES: u64 = 4 << 20;
 
+/// Shards of a segment that is gone which are looked at while nobody else may.
+const FORGET_AT_ONCE: usize = 512;
+
 /// How often compaction writes a copy that does not read back as it was written.
 const COPY_TRIES: usize = 3;
 
@@ -80,13 +83,22 @@ impl SegmentStore {
     fn empty(&self, segment: u64) -> Result<Compacted, CompactError> {
         let file = self.files.get(&*self.disk, segment);
         let listed = file.ok().and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
-        let mut copied = 0;
+        let (mut copied, mut known) = (0, BTreeSet::new());
         if let Some(contents) = listed {
             let names = contents.records.iter().filter_map(|header| match header.kind {
                 Kind::Padding | Kind::Footer => None,
                 kind => Some((if kind.is_fact() { kind } else { Kind::Shard }, header.key, header.index.into())),
             });
-            copied += self.move_out(segment, names.collect())?;
+            let names: BTreeSet<Name> = names.collect();
+            let keys = names.iter().filter(|(kind, ..)| *kind == Kind::Shard);
+            known.extend(keys.map(|(_, key, index)| ShardKey { stripe: StripeId(*key), index: *index }));
+            if !contents.sealed {
+                // Also what was perhaps written there.
+                known.extend(lock(&self.table).dead_in(segment));
+            }
+            copied += self.move_out(segment, names)?;
+        } else {
+            known.extend(lock(&self.table).dead_in(segment));
         }
         // What the segment cannot be asked for any more the table knows, unless nothing is left.
         if lock(&self.table).live(segment) > 0 {
@@ -107,6 +119,9 @@ impl SegmentStore {
         self.files.forget(segment);
         // Until this is done it may come back, and the words that end what it holds must stay.
         self.disk.sync_folder()?;
+        for keys in known.into_iter().collect::<Vec<_>>().chunks(FORGET_AT_ONCE) {
+            lock(&self.table).forget_dead(segment, keys);
+        }
         lock(&self.table).remove_segment(segment);
         Ok(Compacted { segment, bytes, copied })
     }
