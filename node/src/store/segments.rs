@@ -10,6 +10,7 @@
 pub mod compaction;
 pub mod disk;
 pub mod format;
+pub mod index;
 pub mod log;
 pub mod pages;
 pub mod recovery;
@@ -18,6 +19,7 @@ pub mod table;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -28,6 +30,7 @@ use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
 use self::disk::{Disk, DiskFile};
 use self::format::{FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
+use self::index::Index;
 use self::log::{AppendError, Clock, Job, Log, lock, segment_name};
 use self::recovery::Found;
 use self::table::{Entry, Table};
@@ -46,6 +49,9 @@ const OPEN_FILES: usize = 256;
 /// Unreadable shards that are tried again at once.
 const RETRIES: usize = 16;
 
+/// Segments that are taken into the index at the end, beside the one that was written.
+const INDEXED_AT_END: usize = 8;
+
 /// How often a shard is looked for that moves while it is read.
 const LOOKUPS: usize = 8;
 
@@ -62,6 +68,8 @@ pub struct Options {
     pub clock: Clock,
     /// Whether a thread does the writing; else those who wait for it.
     pub threaded: bool,
+    /// The folder of the index, if there is to be one.
+    pub index: Option<PathBuf>,
 }
 
 /// What a record is about: its kind, a shard's for all that is said of one, its key and its index.
@@ -153,6 +161,11 @@ pub struct SegmentStore {
     capacity: u64,
     segment_bytes: u64,
     found: Found,
+    index: Option<Index>,
+    /// Segments that the index cannot have: parts of them are lost, or may not last.
+    unindexed: Mutex<BTreeSet<u64>>,
+    /// The first segment since the start.
+    first: u64,
     writer: Option<std::thread::JoinHandle<()>>,
     turn: AtomicU64,
     /// Shards found damaged or unreadable since the start.
@@ -162,9 +175,10 @@ pub struct SegmentStore {
 impl SegmentStore {
     /// Opens the store on a disk, or begins one. What is damaged is no error: see [`SegmentStore::found`].
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, StoreError> {
-        let opened = recovery::open(&disk, options.fresh)?;
+        let opened = recovery::open(&disk, options.fresh, options.index.as_deref())?;
         tracing::info!(
             segments = opened.found.segments,
+            indexed = opened.found.indexed,
             records = opened.found.records,
             gaps = opened.found.gaps.len(),
             written = disk.describe(),
@@ -190,6 +204,9 @@ impl SegmentStore {
             capacity: options.capacity,
             segment_bytes: options.segment_bytes,
             found: opened.found,
+            index: opened.index,
+            unindexed: Mutex::default(),
+            first: opened.next_segment,
             writer: None,
             turn: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -218,6 +235,33 @@ impl SegmentStore {
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.log.failures()
+    }
+
+    /// Takes up to `most` finished segments into the index. Returns how many are still to come.
+    pub fn index_segments(&self, most: usize) -> usize {
+        let Some(index) = &self.index else { return 0 };
+        let active = self.log.active();
+        let segments: Vec<u64> = lock(&self.table).segments().keys().copied().collect();
+        let left: Vec<u64> = {
+            let unindexed = lock(&self.unindexed);
+            let left = segments.into_iter().filter(|segment| active != Some(*segment) && !index.covers(*segment));
+            left.filter(|segment| !unindexed.contains(segment)).collect()
+        };
+        for segment in left.iter().take(most) {
+            let file = self.files.get(&*self.disk, *segment);
+            let read = file.map_err(recovery::Unusable::from).and_then(|file| {
+                let contents = recovery::read_segment(&*file, self.store, *segment)?;
+                Ok((recovery::mark(&*file, self.store, *segment)?, contents))
+            });
+            match read {
+                // One that a failure has ended is read at the next start, and synced before it is believed.
+                Ok((mark, contents)) if contents.are_whole() && (contents.sealed || *segment < self.first) => {
+                    index.put(*segment, mark, &contents.records);
+                }
+                _ => _ = lock(&self.unindexed).insert(*segment),
+            }
+        }
+        left.len().saturating_sub(most)
     }
 
     /// What the log says, for a look at it.
@@ -650,6 +694,7 @@ impl Drop for SegmentStore {
             tracing::error!("the store's writer has panicked");
         }
         self.log.finish();
+        self.index_segments(INDEXED_AT_END);
     }
 }
 

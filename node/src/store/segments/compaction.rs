@@ -117,6 +117,10 @@ impl SegmentStore {
             _ => {}
         }
         self.files.forget(segment);
+        if let Some(index) = &self.index {
+            index.remove(segment);
+        }
+        lock(&self.unindexed).remove(&segment);
         // Until this is done it may come back, and the words that end what it holds must stay.
         self.disk.sync_folder()?;
         for keys in known.into_iter().collect::<Vec<_>>().chunks(FORGET_AT_ONCE) {

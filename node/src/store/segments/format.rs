@@ -102,7 +102,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    pub(super) fn from_byte(byte: u8) -> Option<Self> {
         use Kind::{Complete, Delete, Footer, Head, Member, Padding, Restore, Shard, Sweep, Trash};
         [Shard, Head, Member, Sweep, Delete, Trash, Restore, Complete, Padding, Footer]
             .into_iter()

@@ -1,12 +1,13 @@
 //! What a start finds: every segment is read, whole records are kept, gaps are told, and the table is made anew.
 //!
-//! Of a sealed segment the footer is enough. One that was not sealed is read record by record, each checked from end to
+//! Of a finished segment the index is enough, where it proves to be right, and of a sealed one the footer. One that was not sealed is read record by record, each checked from end to
 //! end: a crash may have left any part of what was written last. No segment that was found is ever written to again.
 //!
 //! Where records are lost, one of them may have taken a shard out of the trash: what is in the trash is then taken for
 //! wanted. And as one may be what a word of deletion ends, such words stay.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,11 +16,15 @@ use super::disk::{self, Disk, DiskFile};
 use super::format::{
     BLOCK, FormatError, Kind, RECORD_LEN, Record, RecordHeader, Seal, SegmentHeader, StoreId, decode_footer,
 };
+use super::index::{Index, Mark};
 use super::log::{segment_name, segment_number};
 use super::table::Table;
 
 /// The file that names the store: a segment's header with the number 0.
 pub const STORE_NAME: &str = "store";
+
+/// Segments between two words on how far the start has come.
+const PROGRESS_SEGMENTS: usize = 64;
 
 /// Bytes read at once of a segment without a footer.
 const PIECE: u64 = 1 << 20;
@@ -50,6 +55,16 @@ pub struct Contents {
     pub unreadable: bool,
     /// Where the zeros begin that reach to the end of a segment without a footer, in bytes.
     pub end: u64,
+    /// Whether the index says so; then the headers are without times and hashes.
+    pub indexed: bool,
+}
+
+impl Contents {
+    /// Whether they are all that the segment ever held, so that the index may have them.
+    #[must_use]
+    pub fn are_whole(&self) -> bool {
+        self.gaps.is_empty() && !self.unreadable
+    }
 }
 
 /// Why nothing of a segment can be used.
@@ -74,8 +89,10 @@ pub enum Unusable {
 pub struct Found {
     /// Segments that could be read.
     pub segments: u64,
-    /// Of them, those whose footer was enough.
+    /// Of them, those that are sealed.
     pub sealed: u64,
+    /// Of them, those that the index knew.
+    pub indexed: u64,
     /// Records.
     pub records: u64,
     /// Where records are missing. Some of them were perhaps never acknowledged.
@@ -116,6 +133,16 @@ impl Window<'_> {
 
 /// Reads a segment, by its footer if it has one.
 pub fn read_segment(file: &dyn DiskFile, store: StoreId, segment: u64) -> Result<Contents, Unusable> {
+    read_with(file, store, segment, None)
+}
+
+/// What the index must say of a finished segment to be believed.
+pub fn mark(file: &dyn DiskFile, store: StoreId, segment: u64) -> io::Result<Mark> {
+    let len = file.len()?;
+    Ok(seal(file, store, segment, len).map_or(Mark::unsealed(len), |seal| Mark::sealed(&seal)))
+}
+
+fn read_with(file: &dyn DiskFile, store: StoreId, segment: u64, index: Option<&Index>) -> Result<Contents, Unusable> {
     let len = file.len()?;
     let first = file.read_at(0..BLOCK as u64)?;
     match SegmentHeader::decode(&first) {
@@ -126,7 +153,12 @@ pub fn read_segment(file: &dyn DiskFile, store: StoreId, segment: u64) -> Result
         // The header says nothing that the name does not say too: the records are read all the same.
         _ => {}
     }
-    if let Some(records) = sealed(file, store, segment, len) {
+    let seal = seal(file, store, segment, len);
+    let mark = seal.as_ref().map_or(Mark::unsealed(len), Mark::sealed);
+    if let Some(records) = index.and_then(|index| index.get(segment, mark)) {
+        return Ok(Contents { records, sealed: seal.is_some(), end: len, indexed: true, ..Contents::default() });
+    }
+    if let Some(records) = seal.and_then(|seal| sealed(file, &seal, len)) {
         return Ok(Contents { records, sealed: true, ..Contents::default() });
     }
     let contents = scan(file, store, segment, len);
@@ -136,19 +168,20 @@ pub fn read_segment(file: &dyn DiskFile, store: StoreId, segment: u64) -> Result
     Ok(contents)
 }
 
-/// The records that the footer lists, if all about it is sound.
-fn sealed(file: &dyn DiskFile, store: StoreId, segment: u64, len: u64) -> Option<Vec<RecordHeader>> {
+/// The block that seals the segment, if there is a sound one.
+fn seal(file: &dyn DiskFile, store: StoreId, segment: u64, len: u64) -> Option<Seal> {
     let last = file.read_at(len.checked_sub(BLOCK as u64)?..len).ok()?;
-    let seal = Seal::decode(&last).ok()?;
-    if (seal.store, seal.segment, seal.len) != (store, segment, len) {
-        return None;
-    }
+    Seal::decode(&last).ok().filter(|seal| (seal.store, seal.segment, seal.len) == (store, segment, len))
+}
+
+/// The records that the footer lists, if all about it is sound.
+fn sealed(file: &dyn DiskFile, seal: &Seal, len: u64) -> Option<Vec<RecordHeader>> {
     let bytes = file.read_at(seal.footer..len).ok()?;
-    let footer = Record::decode(&bytes, store, segment, seal.footer).ok()?;
+    let footer = Record::decode(&bytes, seal.store, seal.segment, seal.footer).ok()?;
     if footer.header.kind != Kind::Footer {
         return None;
     }
-    decode_footer(footer.payload, &seal).ok()
+    decode_footer(footer.payload, seal).ok()
 }
 
 /// Reads a segment record by record.
@@ -292,11 +325,14 @@ pub struct Opened {
     pub next_segment: u64,
     /// What was found.
     pub found: Found,
+    /// The index, if there is to be one.
+    pub index: Option<Index>,
 }
 
 /// Reads all segments of a disk. A store that is not there yet is named `fresh`. An error says that the disk does not
-/// list its files, or cannot be written; a damaged segment is none.
-pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
+/// list its files, or cannot be written; a damaged segment is none. `index` is the folder of the index, if there is to be
+/// one.
+pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::Result<Opened> {
     // What is listed is to last: a name that was removed and not synced may else come back.
     disk.sync_folder()?;
     let names = disk.list()?;
@@ -305,13 +341,21 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
     let next_segment = numbers.last().map_or(1, |last| last + 1);
+    let index = index.map(|folder| Index::open(folder, store));
+    if let Some(index) = &index {
+        index.retain(&numbers.iter().copied().collect());
+    }
+    let count = numbers.len();
     let mut removed = false;
     let mut doubted = None;
-    for segment in numbers {
+    for (number, segment) in numbers.into_iter().enumerate() {
+        if number > 0 && number % PROGRESS_SEGMENTS == 0 {
+            tracing::info!(segments = number, of = count, indexed = found.indexed, "reading the log");
+        }
         let name = segment_name(segment);
         let read = disk.open(&name).map_err(Unusable::from).and_then(|file| {
-            let contents = read_segment(&*file, store, segment)?;
-            if !contents.sealed {
+            let contents = read_with(&*file, store, segment, index.as_ref())?;
+            if !contents.sealed && !contents.indexed {
                 if contents.end < file.len()? {
                     // Space was set aside that it never needed.
                     disk.cut(&name, contents.end)?;
@@ -351,6 +395,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
         }
         found.segments += 1;
         found.sealed += u64::from(contents.sealed);
+        found.indexed += u64::from(contents.indexed);
         found.records += contents.records.len() as u64;
         found.gaps.extend(contents.gaps);
     }
@@ -361,7 +406,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId) -> io::Result<Opened> {
         table.doubt_trash(segment);
     }
     table.settle();
-    Ok(Opened { store, table, next_segment, found })
+    Ok(Opened { store, table, next_segment, found, index })
 }
 
 #[cfg(test)]

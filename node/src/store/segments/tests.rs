@@ -16,6 +16,7 @@ pub(super) fn options(segment_bytes: u64) -> Options {
         fresh: StoreId([7; 16]),
         clock: Arc::new(|| 1_700_000_000_000),
         threaded: false,
+        index: None,
     }
 }
 

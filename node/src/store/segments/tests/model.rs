@@ -37,6 +37,8 @@ struct World {
     now_ms: u64,
     /// Bytes change behind the writer's back: what is lost may be lost, but nothing wrong may be read.
     corrupting: bool,
+    /// The index's folder, in some worlds.
+    index: Option<tempfile::TempDir>,
     seed: u64,
 }
 
@@ -54,10 +56,37 @@ impl World {
             heads: BTreeMap::new(),
             now_ms: 0,
             corrupting: false,
+            index: None,
             seed,
         };
         world.reopen();
         world
+    }
+
+    fn options(&self) -> Options {
+        Options { index: self.index.as_ref().map(|folder| folder.path().join("index")), ..options(SEGMENT) }
+    }
+
+    /// What may happen to the index while nobody has it open.
+    fn spoil_the_index(&mut self) {
+        let Some(folder) = self.options().index.filter(|folder| folder.exists()) else { return };
+        let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.is_file());
+        files.sort();
+        match self.rng.random_range(0..8) {
+            0 => std::fs::remove_dir_all(&folder).unwrap(),
+            1 => std::fs::write(folder.join("snap.0000.generating"), b"half").unwrap(),
+            2 | 3 if !files.is_empty() => {
+                let path = &files[self.rng.random_range(0..files.len())];
+                let mut bytes = std::fs::read(path).unwrap();
+                if !bytes.is_empty() {
+                    let at = self.rng.random_range(0..bytes.len());
+                    bytes[at] ^= 1 << self.rng.random_range(0..8);
+                    std::fs::write(path, bytes).unwrap();
+                }
+            }
+            _ => {}
+        }
     }
 
     fn store(&self) -> &SegmentStore {
@@ -68,7 +97,8 @@ impl World {
     fn reopen(&mut self) {
         self.store = None;
         self.disk.set_faults(Faults::default());
-        let store = SegmentStore::open(Arc::new(self.disk.clone()), options(SEGMENT)).unwrap();
+        self.spoil_the_index();
+        let store = SegmentStore::open(Arc::new(self.disk.clone()), self.options()).unwrap();
         self.store = Some(store);
         self.compare();
     }
@@ -238,6 +268,7 @@ impl World {
             }
             _ => {
                 self.store().retry_unreadable();
+                self.store().index_segments(2);
             }
         }
         self.store().with_table(Table::check);
@@ -280,6 +311,27 @@ fn without_faults_the_rebuilt_table_is_the_kept_one() {
         }
         assert_eq!((world.store().lost(), world.store().failures()), (0, 0));
     }
+}
+
+#[test]
+fn whatever_becomes_of_the_index_the_log_is_what_counts() {
+    let (mut indexed, mut read) = (0, 0);
+    for seed in 1_000..1_000 + rounds(12) {
+        let mut world = World::new(seed, 1 << 30);
+        world.index = Some(tempfile::tempdir().unwrap());
+        for _ in 0..8 {
+            (0..50).for_each(|_| world.step());
+            if world.rng.random_bool(0.3) {
+                world.store = None;
+                world.disk.crash();
+                world.reopen();
+            }
+            world.rebuilt_equals_kept();
+            indexed += world.store().found().indexed;
+            read += world.store().found().segments - world.store().found().indexed;
+        }
+    }
+    assert!(indexed > 50 && read > 50, "{indexed} segments were known, {read} were read");
 }
 
 #[test]
