@@ -152,6 +152,8 @@ impl Gate for OperatorGate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::segments::SegmentStore;
+    use crate::store::segments::disk::faults::{Faults, FaultyDisk};
     use potluck_proto::cert::{Revocation, Rights};
     use potluck_proto::id::VaultId;
     use potluck_proto::key::SecretKey;
@@ -162,9 +164,11 @@ mod tests {
     }
 
     /// A member of the cluster of key 1, and its gate; the time is one second past 1970.
-    fn gate(folder: &std::path::Path) -> MemberGate {
+    fn gate() -> MemberGate {
         let cert = MemberCert::issue(&key(1), key(2).public().into(), "attic", 0, 0);
-        let membership = Membership::open(folder, key(2), MemberTable::new(key(1).public().into())).unwrap();
+        let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+        let store = Arc::new(SegmentStore::simulated(disk, 1 << 30).unwrap());
+        let membership = Membership::open(store, key(2), MemberTable::new(key(1).public().into())).unwrap();
         MemberGate { cert, membership: Arc::new(membership), clock: Arc::new(|| 1_000) }
     }
 
@@ -194,8 +198,7 @@ mod tests {
 
     #[test]
     fn nodes_come_in_with_their_own_certificate_of_this_cluster() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = gate(folder.path());
+        let gate = gate();
         let admit = |by: u8, hello: &wire::Hello| gate.admit(key(by).public(), hello);
         assert!(matches!(admit(3, &node_hello(&key(1), &key(3))), Ok(Role::Node(_))));
         assert_eq!(code(admit(3, &node_hello(&key(9), &key(3)))), Code::ForeignCluster);
@@ -207,8 +210,7 @@ mod tests {
 
     #[test]
     fn an_evicted_node_is_out_from_the_next_call_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = gate(folder.path());
+        let gate = gate();
         let role = gate.admit(key(3).public(), &node_hello(&key(1), &key(3))).unwrap();
         let caller = caller(&key(3), role);
         assert!(gate.still_admitted(&caller).is_ok());
@@ -221,8 +223,7 @@ mod tests {
 
     #[test]
     fn devices_come_in_with_a_vault_of_this_cluster_until_they_are_revoked_or_run_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = gate(folder.path());
+        let gate = gate();
         let admit = |by: u8, hello: &wire::Hello| gate.admit(key(by).public(), hello);
         assert_eq!(code(admit(6, &device_hello(&key(9), 0))), Code::ForeignCluster);
         assert_eq!(code(admit(7, &device_hello(&key(1), 0))), Code::Forbidden);
@@ -244,8 +245,7 @@ mod tests {
 
     #[test]
     fn a_stranger_comes_in_as_a_stranger_and_not_from_another_cluster() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = gate(folder.path());
+        let gate = gate();
         let hello = |cluster: Bytes| wire::Hello { cluster, ..Default::default() };
         let of = |cluster: &SecretKey| hello(Bytes::copy_from_slice(&cluster.public().0));
         for known in [hello(Bytes::new()), of(&key(1))] {

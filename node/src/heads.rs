@@ -1,11 +1,10 @@
 //! The vaults' heads on this node: synced to disk before they are acknowledged, settled when the replica list changes.
 //!
-//! What a replica may say, and when, is decided in `potluck_proto::replica`; this file keeps replicas in files, answers
+//! What a replica may say, and when, is decided in `potluck_proto::replica`; this file keeps replicas in the store, answers
 //! calls and carries the exchange out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +19,9 @@ use potluck_proto::wire::{self, Code, reply, request};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::durable;
 use crate::membership::{Membership, View};
+use crate::store::segments::SegmentStore;
+use crate::store::segments::format::Kind;
 
 /// Time between two looks at the vaults whose replicas are not settled.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(2);
@@ -54,7 +54,7 @@ type Slot = Arc<tokio::sync::Mutex<Replica>>;
 
 /// All replicas of this node.
 pub struct Heads {
-    folder: PathBuf,
+    store: Arc<SegmentStore>,
     executor: Executor,
     membership: Arc<Membership>,
     slots: Mutex<BTreeMap<VaultId, Slot>>,
@@ -62,30 +62,27 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Reads the replicas of the data folder; none of them is settled until it has exchanged heads anew.
-    pub fn open(folder: &Path, executor: Executor, membership: Arc<Membership>) -> io::Result<Self> {
-        let folder = folder.join("heads");
-        std::fs::create_dir_all(&folder)?;
+    /// Reads the replicas from the store; none of them is settled until it has exchanged heads anew.
+    pub fn open(store: Arc<SegmentStore>, executor: Executor, membership: Arc<Membership>) -> io::Result<Self> {
         let mut slots = BTreeMap::new();
-        for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let Some(vault) = path.file_name().and_then(|name| name.to_str()?.parse::<VaultId>().ok()) else {
-                continue;
+        for vault in store.kept_keys(Kind::Head).into_iter().map(VaultId) {
+            let read = match store.kept(Kind::Head, vault.0) {
+                Ok(bytes) => Replica::decode(&bytes).map_err(|error| error.to_string()),
+                Err(error) if error.lost() => Err(error.to_string()),
+                Err(error) => return Err(io::Error::other(error)),
             };
-            match Replica::decode(&std::fs::read(&path)?) {
+            match read {
                 Ok(mut replica) => {
                     replica.unsettle();
                     slots.insert(vault, Arc::new(tokio::sync::Mutex::new(replica)));
                 }
                 Err(error) => {
-                    tracing::error!(%vault, %error, "the stored heads are damaged: set aside, asking the other replicas");
-                    let aside = path.with_extension("damaged");
-                    std::fs::rename(&path, aside)?;
+                    tracing::error!(%vault, %error, "the stored heads are damaged: asking the other replicas");
                 }
             }
         }
         let slots = Mutex::new(slots);
-        Ok(Self { folder, executor, membership, slots, counts: Mutex::default() })
+        Ok(Self { store, executor, membership, slots, counts: Mutex::default() })
     }
 
     /// How many replicas are in which state, as of the last look.
@@ -107,9 +104,9 @@ impl Heads {
     }
 
     /// Writes a replica to disk; it may be spoken of after that.
-    async fn store(&self, vault: VaultId, replica: &Replica) -> Result<(), wire::Error> {
-        let (path, bytes) = (self.folder.join(vault.to_string()), replica.encode());
-        let written = self.executor.run(move || durable::replace(&path, &bytes)).await;
+    async fn write_down(&self, vault: VaultId, replica: &Replica) -> Result<(), wire::Error> {
+        let (store, bytes) = (self.store.clone(), replica.encode());
+        let written = self.executor.run(move || store.keep(Kind::Head, vault.0, &bytes)).await;
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
@@ -166,7 +163,7 @@ impl Heads {
         let mut changed = replica.clone();
         match changed.write(head) {
             Ok(true) => {
-                self.store(vault, &changed).await?;
+                self.write_down(vault, &changed).await?;
                 *replica = changed;
                 Ok(Self::describe(&replica, true))
             }
@@ -213,7 +210,7 @@ impl Heads {
         }
         if changed != *replica {
             // A new list is on disk before it is spoken of: from then on no head is accepted under an earlier one.
-            self.store(vault, &changed).await?;
+            self.write_down(vault, &changed).await?;
             *replica = changed;
         }
         Ok(Self::describe(&replica, false))
@@ -300,7 +297,7 @@ impl Heads {
             let mut changed = replica.clone();
             let told = changed.learn(learned);
             if changed != *replica {
-                if self.store(vault, &changed).await.is_err() {
+                if self.write_down(vault, &changed).await.is_err() {
                     return;
                 }
                 *replica = changed;
@@ -336,7 +333,10 @@ impl Heads {
         };
         let mut replica = slot.lock().await;
         let mut changed = replica.clone();
-        if changed.settle(before.list(), behind) && changed != *replica && self.store(vault, &changed).await.is_ok() {
+        if changed.settle(before.list(), behind)
+            && changed != *replica
+            && self.write_down(vault, &changed).await.is_ok()
+        {
             *replica = changed;
         }
     }

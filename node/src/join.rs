@@ -12,14 +12,17 @@ use potluck_proto::cert::MemberCert;
 use potluck_proto::id::NodeId;
 use potluck_proto::invite::{InviteKind, InviteToken};
 use potluck_proto::key::SecretKey;
-use potluck_proto::member::MemberTable;
 use potluck_proto::transport::{CallError, Endpoint, Limits, Peer};
 use potluck_proto::wire::{self, Code, reply, request};
+use prost::Message;
 
+use crate::durable;
 use crate::gate::StrangerGate;
 use crate::identity::{self, IdentityError};
-use crate::membership::Membership;
 use crate::node::Bind;
+
+/// The file in which a newcomer finds the member table at its first start.
+pub(crate) const TABLE: &str = "table";
 
 /// How long the inviter may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -100,9 +103,8 @@ pub async fn join(
     let bad = |error: potluck_proto::encoding::DecodeError| JoinError::BadAnswer(error.to_string());
     let cert = MemberCert::decode(&redeemed.cert).map_err(bad)?;
     check(&cert, token, &key)?;
-    let membership = Membership::open(folder, key, MemberTable::new(token.cluster))?;
-    membership.merge(&redeemed.table.unwrap_or_default());
-    membership.persist()?;
+    // The node takes it into its log when it starts; there is no log yet.
+    durable::replace(&folder.join(TABLE), &redeemed.table.unwrap_or_default().encode_to_vec())?;
     identity::admit(folder, &cert)?;
     Ok(cert)
 }

@@ -6,6 +6,7 @@ pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod durable;
+pub mod earlier;
 pub mod gate;
 pub mod heads;
 pub mod http;

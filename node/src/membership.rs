@@ -11,7 +11,6 @@ pub mod swim;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,9 +27,9 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::durable;
-
-const TABLE: &str = "table";
+use crate::store::StoreError;
+use crate::store::segments::SegmentStore;
+use crate::store::segments::format::Kind;
 
 /// How long after its last sign a rival is shown in the status.
 const RIVAL_SHOWN: Duration = Duration::from_secs(3600);
@@ -112,9 +111,10 @@ impl View {
 pub struct Membership {
     me: NodeId,
     key: SecretKey,
-    path: PathBuf,
-    /// Held over each write of the table to disk, and while its contents are taken: what is written later is newer.
-    writing: Mutex<()>,
+    store: Arc<SegmentStore>,
+    /// Held over each write of the table to disk, and while its contents are taken: what is written later is newer. The
+    /// digest is that of the table that was written last.
+    writing: Mutex<Option<Digest>>,
     table: Mutex<MemberTable>,
     /// The record that this process made last; changed with the table only.
     made: Mutex<Option<SignedRecord>>,
@@ -126,18 +126,20 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Reads the table from the data folder and begins with nobody up but this node.
-    pub fn open(folder: &Path, key: SecretKey, empty: MemberTable) -> io::Result<Self> {
-        let path = folder.join(TABLE);
+    /// Reads the table from the store and begins with nobody up but this node.
+    pub fn open(store: Arc<SegmentStore>, key: SecretKey, empty: MemberTable) -> io::Result<Self> {
         let mut table = empty;
-        if let Some(bytes) = durable::read(&path)? {
-            match wire::Table::decode(&bytes[..]) {
-                Ok(stored) => {
-                    table.merge(&stored);
-                }
-                // Every record in it can be fetched again from any other member.
-                Err(error) => tracing::warn!(%error, "the member table on disk is damaged: fetching it anew"),
-            }
+        let stored = match store.kept(Kind::Member, table.cluster().0) {
+            Ok(bytes) => wire::Table::decode(bytes).map(Some).map_err(|error| error.to_string()),
+            Err(StoreError::NotFound) => Ok(None),
+            Err(error) if error.lost() => Err(error.to_string()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        match stored {
+            Ok(Some(stored)) => _ = table.merge(&stored),
+            Ok(None) => {}
+            // Every record in it can be fetched again from any other member.
+            Err(error) => tracing::warn!(%error, "the member table on disk is damaged: fetching it anew"),
         }
         let me = NodeId::from(key.public());
         let up = BTreeMap::from([(me, Instant::now())]);
@@ -146,7 +148,7 @@ impl Membership {
         let (view, _) = watch::channel(Arc::new(view));
         let (made, outlived, key_also_at) = (Mutex::default(), Default::default(), Mutex::default());
         let (writing, table) = (Mutex::default(), Mutex::new(table));
-        Ok(Self { me, key, path, writing, table, made, outlived, key_also_at, view })
+        Ok(Self { me, key, store, writing, table, made, outlived, key_also_at, view })
     }
 
     /// What is known now.
@@ -188,7 +190,7 @@ impl Membership {
     /// Makes a new record of this node, durable before it is used: `change` sees the old one, if there is one. After an
     /// error the old record holds. Blocks on the disk.
     pub fn renew(&self, change: impl FnOnce(Option<&MemberRecord>) -> MemberRecord) -> io::Result<()> {
-        let writing = self.writing();
+        let mut writing = self.writing();
         let record = {
             let table = self.table();
             let old = table.record(&self.me);
@@ -197,7 +199,7 @@ impl Membership {
         };
         let mut with_record = self.table().clone();
         with_record.add_record(record.clone());
-        self.write(&writing, &with_record)?;
+        self.write(&mut writing, &with_record)?;
         self.change(|own| {
             *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(record.clone());
             (own.add_record(record), ())
@@ -250,18 +252,25 @@ impl Membership {
 
     /// Writes the table to disk: all that was known when this was called is durable when it returns. Blocks on the disk.
     pub fn persist(&self) -> io::Result<()> {
-        let writing = self.writing();
+        let mut writing = self.writing();
         let table = self.table().clone();
-        self.write(&writing, &table)
+        self.write(&mut writing, &table)
     }
 
-    fn writing(&self) -> MutexGuard<'_, ()> {
+    fn writing(&self) -> MutexGuard<'_, Option<Digest>> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, _writing: &MutexGuard<'_, ()>, table: &MemberTable) -> io::Result<()> {
-        let written = durable::replace(&self.path, &table.to_wire().encode_to_vec());
-        written.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display())))
+    fn write(&self, written: &mut Option<Digest>, table: &MemberTable) -> io::Result<()> {
+        if *written == Some(table.digest()) {
+            return Ok(());
+        }
+        // Until it succeeds, what is on disk is not known.
+        *written = None;
+        let kept = self.store.keep(Kind::Member, table.cluster().0, &table.to_wire().encode_to_vec());
+        kept.map_err(|error| io::Error::other(format!("cannot write the member table: {error}")))?;
+        *written = Some(table.digest());
+        Ok(())
     }
 
     /// Records that a node is up or down; true if that is news.
@@ -312,15 +321,17 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::segments::disk::faults::{Faults, FaultyDisk};
     use potluck_proto::cert::MemberCert;
 
     #[test]
     fn what_was_known_is_on_disk_when_a_write_returns_whoever_else_writes() {
-        let folder = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+        let store = Arc::new(SegmentStore::simulated(disk, 1 << 30).unwrap());
         let (cluster, key) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
         let cert = MemberCert::issue(&cluster, key.public().into(), "attic", 0, 0);
         let empty = MemberTable::new(cluster.public().into());
-        let membership = Membership::open(folder.path(), key.clone(), empty.clone()).unwrap();
+        let membership = Membership::open(store.clone(), key.clone(), empty.clone()).unwrap();
         let renew = |membership: &Membership| {
             membership.renew(|_| MemberRecord {
                 cert: cert.clone(),
@@ -334,7 +345,7 @@ mod tests {
                 software: String::new(),
             })
         };
-        let on_disk = || Membership::open(folder.path(), key.clone(), empty.clone()).unwrap().view();
+        let on_disk = || Membership::open(store.clone(), key.clone(), empty.clone()).unwrap().view();
         std::thread::scope(|scope| {
             for writer in 0..6_u8 {
                 let (membership, cluster, on_disk, renew) = (&membership, &cluster, &on_disk, &renew);

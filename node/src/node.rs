@@ -14,7 +14,7 @@ use potluck_proto::member::{MemberRecord, MemberTable, Standing};
 use potluck_proto::transport::{BindError, Endpoint, Executor, Gate, Limits};
 use potluck_proto::wire;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, SeedableRng, TryRng};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -34,10 +34,11 @@ use crate::metrics::label::FoundBy;
 use crate::repair::rebuild::Budget;
 use crate::repair::survey::{self, Tally};
 use crate::service::NodeService;
-use crate::store::files::FileStore;
-use crate::store::index::SledIndex;
-use crate::store::{ShardStore, StoreError};
-use crate::{WallClock, durable, upkeep};
+use crate::store::StoreError;
+use crate::store::segments::disk::{Disk, FolderDisk};
+use crate::store::segments::format::StoreId;
+use crate::store::segments::{Options, SegmentStore, segment_bytes};
+use crate::{WallClock, durable, earlier, upkeep};
 
 /// What this program calls itself to others.
 pub const SOFTWARE: &str = concat!("potluck ", env!("CARGO_PKG_VERSION"));
@@ -70,33 +71,43 @@ pub fn bind_udp(address: SocketAddr) -> Bind {
 }
 
 /// Opens the shard store of a data folder.
-pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<dyn ShardStore>, StoreError> + Send + Sync>;
+pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<SegmentStore>, StoreError> + Send + Sync>;
 
-/// A file per shard, and sled's index.
+/// The folder of the store in a data folder.
+pub const STORE_FOLDER: &str = "store";
+
+/// The folder of sled's index in the store's: it can be deleted at any time while the node is stopped.
+pub const INDEX_FOLDER: &str = "index";
+
+/// The log in the data folder, written by a thread, and sled's index over it.
 #[must_use]
-pub fn file_store() -> OpenStore {
+pub fn log_store() -> OpenStore {
     Arc::new(|folder, config| {
-        let index =
-            SledIndex::open(&folder.join("index")).map_err(|error| StoreError::Io(std::io::Error::other(error)))?;
-        let disk = rustix::fs::statvfs(folder).map_err(std::io::Error::from)?;
-        let free = disk.f_bavail * disk.f_frsize;
+        let path = folder.join(STORE_FOLDER);
+        let disk = FolderDisk::open(&path)?;
+        let space = disk.space()?;
         // What the node itself uses already is not free, but is part of what it offers.
-        let used = used_bytes(folder)?;
-        Ok(Arc::new(FileStore::open(folder, config.capacity_on(free, used), Box::new(index))?))
+        let capacity = config.capacity_on(space.free, used_bytes(&path)?);
+        let mut fresh = [0; 16];
+        rand::rngs::SysRng.try_fill_bytes(&mut fresh).map_err(std::io::Error::other)?;
+        let options = Options {
+            capacity,
+            segment_bytes: segment_bytes(capacity),
+            fresh: StoreId(fresh),
+            clock: system_clock(),
+            threaded: true,
+            index: Some(path.join(INDEX_FOLDER)),
+        };
+        Ok(Arc::new(SegmentStore::open(Arc::new(disk), options)?))
     })
 }
 
 fn used_bytes(folder: &Path) -> std::io::Result<u64> {
-    let mut used = 0;
-    for place in ["shards", "trash"] {
-        let Ok(folders) = std::fs::read_dir(folder.join(place)) else { continue };
-        for inner in folders {
-            for file in std::fs::read_dir(inner?.path())? {
-                used += file?.metadata()?.len();
-            }
-        }
-    }
-    Ok(used)
+    let files = std::fs::read_dir(folder)?.map(|entry| {
+        let entry = entry?.metadata()?;
+        Ok(if entry.is_file() { entry.len() } else { 0 })
+    });
+    files.sum()
 }
 
 /// What a node is made of besides its configuration; the simulation puts its own in place.
@@ -122,7 +133,7 @@ impl Parts {
     pub fn real(config: &Config) -> Self {
         Self {
             bind: bind_udp(config.listen),
-            store: file_store(),
+            store: log_store(),
             executor: Executor::threads(WORKERS),
             clock: system_clock(),
             seed: None,
@@ -224,7 +235,7 @@ pub struct Core {
     /// Disk and CPU work.
     pub executor: Executor,
     /// The shards.
-    pub store: Arc<dyn ShardStore>,
+    pub store: Arc<SegmentStore>,
     /// The vaults' heads.
     pub heads: Arc<Heads>,
     /// Invites made here.
@@ -455,9 +466,11 @@ impl Node {
                 .map_err(|error| std::io::Error::other(format!("no randomness: {error}")))?,
         };
         let empty = MemberTable::new(cluster);
-        let membership = Arc::new(Membership::open(&folder, identity.key.clone(), empty)?);
+        earlier::refuse(&folder)?;
         let store = (parts.store)(&folder, &config)?;
-        let heads = Arc::new(Heads::open(&folder, parts.executor.clone(), membership.clone())?);
+        earlier::take_in(&folder, cluster, &store)?;
+        let membership = Arc::new(Membership::open(store.clone(), identity.key.clone(), empty)?);
+        let heads = Arc::new(Heads::open(store.clone(), parts.executor.clone(), membership.clone())?);
         let gate =
             MemberGate { cert: identity.cert.clone(), membership: membership.clone(), clock: parts.clock.clone() };
         let endpoint = (parts.bind)(&identity.key, Arc::new(gate), parts.limits.clone())?;

@@ -1,21 +1,17 @@
-//! The shard store: what a node keeps of stripes, behind an interface that the simulation can stand in for.
+//! The store: what a node keeps, on a disk that the simulation can stand in for.
 //!
 //! All calls block; the node runs them on its executor. A put is durable when it returns. A read is verified against the
 //! stripe's header or is an error: a store never returns other bytes than were put.
 
-pub mod files;
-pub mod index;
-pub mod memory;
 pub mod segments;
 mod unbuffered;
 
 use std::io;
-use std::ops::Range;
 
 use bytes::Bytes;
 use potluck_proto::blocks::BlockTree;
 use potluck_proto::id::StripeId;
-use potluck_proto::stripe::{Scheme, SignedHeader};
+use potluck_proto::stripe::Scheme;
 
 /// One shard: a stripe and an index in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +69,7 @@ pub struct ShardRead {
 pub enum Check {
     /// The store, before it gives them.
     Here,
-    /// Whoever asked for them: he must do it in any case, and says so ([`ShardStore::verify`]) when they do not match.
+    /// Whoever asked for them: he must do it in any case, and says so ([`segments::SegmentStore::verify`]) when they do not match.
     Reader,
 }
 
@@ -120,57 +116,4 @@ impl StoreError {
     pub fn lost(&self) -> bool {
         matches!(self, Self::Corrupt(_) | Self::Unreadable(_))
     }
-}
-
-/// Keeps shards.
-pub trait ShardStore: Send + Sync + 'static {
-    /// Keeps a shard, verified by the caller; durable on return. False if it was there; a copy in the trash is revived.
-    fn put(
-        &self,
-        header: &SignedHeader,
-        index: usize,
-        shard: &[u8],
-        tree: &BlockTree,
-        touched: u64,
-    ) -> Result<bool, StoreError>;
-
-    /// Reads a range, widened to whole blocks; an empty range is the whole shard. A trashed one is revived.
-    fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError>;
-
-    /// The stripe's header, from any shard held of it.
-    fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError>;
-
-    /// What is held of a stripe, in order of index.
-    fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError>;
-
-    /// Up to `limit` stripes of which something is held, after `after`, in order of their ids.
-    fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError>;
-
-    /// Moves a live shard to the trash.
-    fn trash(&self, key: ShardKey, until_ms: u64) -> Result<(), StoreError>;
-
-    /// Takes a shard out of the trash.
-    fn revive(&self, key: ShardKey) -> Result<(), StoreError>;
-
-    /// Up to `limit` shards, after `after` in order, that have been in the trash past their time.
-    fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError>;
-
-    /// Deletes a shard that is still in the trash past its time; false if it is not. Whether another copy exists is for
-    /// the caller to know.
-    fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError>;
-
-    /// Tries shards that could not be read once more, a few at a time; returns those that can be.
-    fn retry_unreadable(&self) -> Vec<ShardKey>;
-
-    /// Records that k siblings were proved to exist.
-    fn set_complete(&self, key: ShardKey) -> Result<(), StoreError>;
-
-    /// Reads a shard whole and verifies it, without reviving it. Returns its length.
-    fn verify(&self, key: ShardKey) -> Result<u64, StoreError>;
-
-    /// Bytes in use.
-    fn usage(&self) -> Usage;
-
-    /// Whether puts are refused for want of space.
-    fn full(&self) -> bool;
 }

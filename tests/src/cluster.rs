@@ -12,7 +12,10 @@ use potluck_node::gate::OperatorGate;
 use potluck_node::identity;
 use potluck_node::join::{Wish, join};
 use potluck_node::node::{Bind, Node, OpenStore, Parts};
-use potluck_node::store::memory::MemoryStore;
+use potluck_node::store::ShardKey;
+use potluck_node::store::segments::SegmentStore;
+use potluck_node::store::segments::disk::faults::{Faults, FaultyDisk};
+use potluck_node::store::segments::log::segment_name;
 use potluck_proto::id::NodeId;
 use potluck_proto::invite::InviteToken;
 use potluck_proto::transport::{Executor, Limits, Peer};
@@ -39,9 +42,36 @@ const CAPACITY: u64 = 64 << 30;
 struct Slot {
     folder: PathBuf,
     ip: IpAddr,
-    store: Arc<MemoryStore>,
+    disk: FaultyDisk,
+    /// Open also while the node does not run.
+    store: Option<Arc<SegmentStore>>,
     node: Option<Node>,
     id: NodeId,
+}
+
+/// A copy of all that a node keeps.
+pub struct Copied {
+    folder: PathBuf,
+    disk: FaultyDisk,
+}
+
+impl Slot {
+    fn new(folder: PathBuf, ip: IpAddr, disk: FaultyDisk, id: NodeId) -> anyhow::Result<Self> {
+        let store = Some(open(&disk)?);
+        Ok(Self { folder, ip, disk, store, node: None, id })
+    }
+
+    /// The power fails: what was not synced is lost, or not.
+    fn crash(&mut self) -> anyhow::Result<()> {
+        self.store = None;
+        self.disk.crash();
+        self.store = Some(open(&self.disk)?);
+        Ok(())
+    }
+}
+
+fn open(disk: &FaultyDisk) -> anyhow::Result<Arc<SegmentStore>> {
+    Ok(Arc::new(SegmentStore::simulated(disk.clone(), CAPACITY)?))
 }
 
 /// Nodes on a simulated network.
@@ -53,6 +83,7 @@ pub struct SimCluster {
     slots: Vec<Slot>,
     settings: Settings,
     hosts: u8,
+    disks: u64,
     began: Instant,
 }
 
@@ -74,12 +105,14 @@ impl SimCluster {
     /// Founds a cluster with one node.
     pub async fn found(network: Network, seed: u64, settings: Settings) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let mut cluster = Self { network, seed, folder, slots: Vec::new(), settings, hosts: 0, began: Instant::now() };
+        let mut cluster =
+            Self { network, seed, folder, slots: Vec::new(), settings, hosts: 0, disks: 0, began: Instant::now() };
         let data = cluster.new_folder()?;
         let mut rng = cluster.rng(1);
         let (_, cert) = identity::found(&data, Some("zone-0"), cluster.now_ms(), &mut rng)?;
         let ip = cluster.new_ip();
-        cluster.slots.push(Slot { folder: data, ip, store: new_store(), node: None, id: cert.node() });
+        let disk = cluster.new_disk();
+        cluster.slots.push(Slot::new(data, ip, disk, cert.node())?);
         cluster.start(0).await?;
         Ok(cluster)
     }
@@ -95,7 +128,8 @@ impl SimCluster {
             let wish = Wish { zone: format!("zone-{}", number % zones), capacity: CAPACITY };
             let mut rng = self.rng(number as u64 + 1);
             let cert = join(&data, &token, wish, &bind, self.now_ms(), &mut rng).await?;
-            self.slots.push(Slot { folder: data, ip, store: new_store(), node: None, id: cert.node() });
+            let disk = self.new_disk();
+            self.slots.push(Slot::new(data, ip, disk, cert.node())?);
             self.start(number).await?;
         }
         Ok(())
@@ -105,13 +139,13 @@ impl SimCluster {
     pub async fn start(&mut self, number: usize) -> anyhow::Result<()> {
         let slot = &self.slots[number];
         ensure!(slot.node.is_none(), "node {number} runs already");
-        let (folder, ip, store) = (slot.folder.clone(), slot.ip, slot.store.clone());
+        let (folder, ip, store) = (slot.folder.clone(), slot.ip, self.store(number).clone());
         let seed = self.seed ^ (number as u64) << 32;
         self.slots[number].node = Some(self.start_at(folder, ip, store, seed).await?);
         Ok(())
     }
 
-    async fn start_at(&self, folder: PathBuf, ip: IpAddr, store: Arc<MemoryStore>, seed: u64) -> anyhow::Result<Node> {
+    async fn start_at(&self, folder: PathBuf, ip: IpAddr, store: Arc<SegmentStore>, seed: u64) -> anyhow::Result<Node> {
         let address = SocketAddr::new(ip, PORT);
         let settings = Settings { listen: Some(address), advertise: Some(vec![address]), ..self.settings.clone() };
         let config: Config = settings.finish(folder)?;
@@ -127,42 +161,64 @@ impl SimCluster {
         Ok(Node::start(config, parts).await?)
     }
 
-    /// A copy of a node's data folder as it is now, without its shards.
-    pub fn copy_folder(&self, number: usize) -> anyhow::Result<PathBuf> {
-        let copy = self.new_folder()?;
-        copy_files(&self.slots[number].folder, &copy)?;
-        Ok(copy)
+    /// A copy of a node's data folder and log as they are now.
+    pub fn copy_of(&self, number: usize) -> anyhow::Result<Copied> {
+        let folder = self.new_folder()?;
+        copy_files(&self.slots[number].folder, &folder)?;
+        Ok(Copied { folder, disk: self.slots[number].disk.copy() })
     }
 
-    /// Runs a second process with a copied folder, on a machine of its own.
-    pub async fn start_copy(&mut self, folder: PathBuf) -> anyhow::Result<Node> {
+    /// Runs a second process with a copy, on a machine of its own.
+    pub async fn start_copy(&mut self, copy: Copied) -> anyhow::Result<Node> {
         let ip = self.new_ip();
-        self.start_at(folder, ip, new_store(), self.seed ^ 0xc0 << 56).await
+        self.start_at(copy.folder, ip, open(&copy.disk)?, self.seed ^ 0xc0 << 56).await
     }
 
-    /// Puts a copied folder in the place of a node's own; the node does not run.
-    pub fn restore(&mut self, number: usize, folder: PathBuf) {
-        self.slots[number].folder = folder;
+    /// Puts a copy in the place of a node's own; the node does not run.
+    pub fn restore(&mut self, number: usize, copy: Copied) -> anyhow::Result<()> {
+        let slot = &mut self.slots[number];
+        *slot = Slot::new(copy.folder, slot.ip, copy.disk, slot.id)?;
+        Ok(())
     }
 
-    /// Ends a node without a goodbye.
+    /// Ends a node without a goodbye, as a power cut does.
+    ///
+    /// # Panics
+    ///
+    /// If its store does not open again.
     pub async fn kill(&mut self, number: usize) {
         if let Some(node) = self.slots[number].node.take() {
             self.network.kill(SocketAddr::new(self.slots[number].ip, PORT));
             node.kill().await;
+            self.crash(number);
         }
     }
 
-    /// Ends a node without a goodbye and loses its shards.
-    pub async fn destroy(&mut self, number: usize) {
-        self.kill(number).await;
-        self.slots[number].store = new_store();
+    #[expect(clippy::expect_used, reason = "a harness of tests")]
+    fn crash(&mut self, number: usize) {
+        self.slots[number].crash().expect("a store opens after a crash");
     }
 
-    /// Ends a node in good order.
+    /// Ends a node without a goodbye and loses all that it kept.
+    ///
+    /// # Panics
+    ///
+    /// If an empty store does not open.
+    pub async fn destroy(&mut self, number: usize) {
+        self.kill(number).await;
+        self.slots[number].disk = self.new_disk();
+        self.crash(number);
+    }
+
+    /// Ends a node in good order. Then the power fails: a good end leaves nothing that it could take.
+    ///
+    /// # Panics
+    ///
+    /// If its store does not open again.
     pub async fn stop(&mut self, number: usize) {
         if let Some(node) = self.slots[number].node.take() {
             node.stop().await;
+            self.crash(number);
         }
     }
 
@@ -198,8 +254,21 @@ impl SimCluster {
 
     /// A node's shards, also while it does not run.
     #[must_use]
-    pub fn store(&self, number: usize) -> &Arc<MemoryStore> {
-        &self.slots[number].store
+    ///
+    /// # Panics
+    ///
+    /// Never: it is open between any two calls.
+    #[expect(clippy::expect_used, reason = "a harness of tests")]
+    pub fn store(&self, number: usize) -> &Arc<SegmentStore> {
+        self.slots[number].store.as_ref().expect("an open store")
+    }
+
+    /// Changes a byte of a shard on a node's disk. False if it is not there.
+    pub fn damage(&self, number: usize, key: ShardKey) -> bool {
+        let entry = self.store(number).with_table(|table| table.entry(&key));
+        entry.is_some_and(|entry| {
+            self.slots[number].disk.damage(&segment_name(entry.place.segment), entry.place.offset + entry.extent() / 2)
+        })
     }
 
     /// All nodes that run.
@@ -318,6 +387,11 @@ impl SimCluster {
         Ok(folder)
     }
 
+    fn new_disk(&mut self) -> FaultyDisk {
+        self.disks += 1;
+        FaultyDisk::new(self.seed ^ self.disks << 40, 2 * CAPACITY, Faults::default())
+    }
+
     fn rng(&self, number: u64) -> StdRng {
         StdRng::from_seed(seed_of(self.seed, 1_000_000 + number))
     }
@@ -339,8 +413,4 @@ fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn new_store() -> Arc<MemoryStore> {
-    Arc::new(MemoryStore::new(CAPACITY))
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use potluck::cluster::gate::ClientGate;
 use potluck::cluster::{Cluster, Limits, Parts, join};
-use potluck_node::store::{ShardKey, ShardState, ShardStore};
+use potluck_node::store::{ShardKey, ShardState};
 use potluck_proto::cert::{DeviceCert, Rights};
 use potluck_proto::codec::Codec;
 use potluck_proto::id::{Digest, NodeId, StripeId};

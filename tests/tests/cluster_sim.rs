@@ -227,8 +227,8 @@ fn two_with_one_key_are_noticed_and_all_is_quiet_once_one_stops() {
             tokio::time::sleep(seconds(120)).await;
             let usual = gossip(&cluster).await;
 
-            let folder = cluster.copy_folder(3).unwrap();
-            let copy = cluster.start_copy(folder).await.unwrap();
+            let copied = cluster.copy_of(3).unwrap();
+            let copy = cluster.start_copy(copied).await.unwrap();
             let here = cluster.node(3).unwrap().core().clone();
             let noticed = |_: &SimCluster| {
                 let at = |core: &Core| core.membership.made().unwrap().addresses.clone();
@@ -265,14 +265,14 @@ fn a_node_whose_folder_was_restored_from_an_older_copy_is_up_again_and_blames_no
         let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
         cluster.grow(5, 5).await.unwrap();
         cluster.settled(seconds(60)).await.unwrap();
-        let folder = cluster.copy_folder(3).unwrap();
+        let copied = cluster.copy_of(3).unwrap();
         for _ in 0..3 {
             cluster.stop(3).await;
             cluster.start(3).await.unwrap();
             cluster.settled(seconds(30)).await.unwrap();
         }
         cluster.stop(3).await;
-        cluster.restore(3, folder);
+        cluster.restore(3, copied).unwrap();
         cluster.start(3).await.unwrap();
         cluster.settled(seconds(30)).await.unwrap();
         tokio::time::sleep(seconds(300)).await;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use potluck_node::store::{ShardKey, ShardState, ShardStore};
+use potluck_node::store::{ShardKey, ShardState};
 use potluck_proto::id::StripeId;
 use potluck_proto::stripe::Scheme;
 use potluck_tests::cluster::{SimCluster, quick};
@@ -99,7 +99,7 @@ fn damaged_shards_are_never_data_and_are_repaired() {
         for stripe in writer.put.keys() {
             for number in (0..cluster.len()).filter(|number| number % 5 == 0) {
                 for held in cluster.store(number).held(stripe).unwrap() {
-                    assert!(cluster.store(number).damage(ShardKey { stripe: *stripe, index: held.index }));
+                    assert!(cluster.damage(number, ShardKey { stripe: *stripe, index: held.index }));
                     damaged += 1;
                 }
             }

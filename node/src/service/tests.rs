@@ -16,7 +16,8 @@ use crate::config::{HttpAddress, Settings};
 use crate::identity;
 use crate::node::{Node, Parts};
 use crate::store::ShardKey;
-use crate::store::memory::MemoryStore;
+use crate::store::segments::SegmentStore;
+use crate::store::segments::disk::faults::{Faults, FaultyDisk};
 
 fn key(seed: u8) -> SecretKey {
     SecretKey::from_seed(&[seed; 32])
@@ -32,7 +33,8 @@ async fn node(folder: &Path) -> Node {
         ..Settings::default()
     };
     let config = settings.finish(folder.into()).unwrap();
-    let store = Arc::new(MemoryStore::new(1 << 30));
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let store = Arc::new(SegmentStore::simulated(disk, 1 << 30).unwrap());
     let parts = Parts {
         store: Arc::new(move |_, _| Ok(store.clone())),
         executor: Executor::inline(),

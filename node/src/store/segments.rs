@@ -28,16 +28,27 @@ use potluck_proto::blocks::{self, BlockTree};
 use potluck_proto::id::{Digest, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
+use self::disk::faults::FaultyDisk;
 use self::disk::{Disk, DiskFile};
-use self::format::{FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
+use self::format::{BLOCK, FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
 use self::index::Index;
 use self::log::{AppendError, Clock, Job, Log, lock, segment_name};
 use self::recovery::Found;
 use self::table::{Entry, Table};
-use super::{Check, Held, ShardKey, ShardRead, ShardState, ShardStore, StoreError, Usage};
+use super::{Check, Held, ShardKey, ShardRead, ShardState, StoreError, Usage};
 
 /// Length at which a segment is sealed, in bytes: emptied in a second, and few enough files.
 pub const SEGMENT_BYTES: u64 = 256 << 20;
+
+/// The least of it, in bytes: see [`segment_bytes`].
+const SEGMENT_BYTES_LEAST: u64 = 4 << 20;
+
+/// Length at which a segment is sealed in a store of so many bytes: so that the one that is written, and those that are
+/// mostly dead, take a small part of it.
+#[must_use]
+pub fn segment_bytes(capacity: u64) -> u64 {
+    (capacity / 64 / BLOCK as u64 * BLOCK as u64).clamp(SEGMENT_BYTES_LEAST, SEGMENT_BYTES)
+}
 
 /// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk. Deletions and
 /// compaction may use it.
@@ -173,6 +184,20 @@ pub struct SegmentStore {
 }
 
 impl SegmentStore {
+    /// A store on a disk in memory: small segments, without a thread and without an index.
+    pub fn simulated(disk: FaultyDisk, capacity: u64) -> Result<Self, StoreError> {
+        let fresh = StoreId(disk.random());
+        let options = Options {
+            capacity,
+            segment_bytes: SEGMENT_BYTES_LEAST,
+            fresh,
+            clock: Arc::new(|| 0),
+            threaded: false,
+            index: None,
+        };
+        Self::open(Arc::new(disk), options)
+    }
+
     /// Opens the store on a disk, or begins one. What is damaged is no error: see [`SegmentStore::found`].
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, StoreError> {
         let opened = recovery::open(&disk, options.fresh, options.index.as_deref())?;
@@ -530,8 +555,9 @@ fn state_header(header: RecordHeader, held: &Held) -> RecordHeader {
     }
 }
 
-impl ShardStore for SegmentStore {
-    fn put(
+impl SegmentStore {
+    /// Keeps a shard, verified by the caller; durable on return. False if it was there; a copy in the trash is revived.
+    pub fn put(
         &self,
         header: &SignedHeader,
         index: usize,
@@ -570,7 +596,8 @@ impl ShardStore for SegmentStore {
         Ok(true)
     }
 
-    fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
+    /// Reads a range, widened to whole blocks; an empty range is the whole shard. A trashed one is revived.
+    pub fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
         let read = self.read_range(key, range, check)?;
         let (trashed, doubted) = {
             let table = lock(&self.table);
@@ -585,7 +612,8 @@ impl ShardStore for SegmentStore {
         Ok(read)
     }
 
-    fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError> {
+    /// The stripe's header, from any shard held of it.
+    pub fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError> {
         let mut failed = StoreError::NotFound;
         for held in self.held(stripe)? {
             let key = ShardKey { stripe: *stripe, index: held.index };
@@ -597,15 +625,18 @@ impl ShardStore for SegmentStore {
         Err(failed)
     }
 
-    fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError> {
+    /// What is held of a stripe, in order of index.
+    pub fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError> {
         Ok(lock(&self.table).held(stripe))
     }
 
-    fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError> {
+    /// Up to `limit` stripes of which something is held, after `after`, in order of their ids.
+    pub fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError> {
         Ok(lock(&self.table).stripes(after, limit))
     }
 
-    fn trash(&self, key: ShardKey, until_ms: u64) -> Result<(), StoreError> {
+    /// Moves a live shard to the trash.
+    pub fn trash(&self, key: ShardKey, until_ms: u64) -> Result<(), StoreError> {
         self.change(key, Kind::Trash, |held| {
             if held.state == ShardState::Live {
                 held.state = ShardState::Trash { until_ms };
@@ -613,15 +644,19 @@ impl ShardStore for SegmentStore {
         })
     }
 
-    fn revive(&self, key: ShardKey) -> Result<(), StoreError> {
+    /// Takes a shard out of the trash.
+    pub fn revive(&self, key: ShardKey) -> Result<(), StoreError> {
         self.change(key, Kind::Restore, |held| held.state = ShardState::Live)
     }
 
-    fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError> {
+    /// Up to `limit` shards, after `after` in order, that have been in the trash past their time.
+    pub fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError> {
         Ok(lock(&self.table).expired(running_ms, after, limit))
     }
 
-    fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError> {
+    /// Deletes a shard that is still in the trash past its time; false if it is not. Whether another copy exists is for
+    /// the caller to know.
+    pub fn delete(&self, key: ShardKey, running_ms: u64) -> Result<bool, StoreError> {
         let _claim = self.busy.claim(name_of(key));
         // It may have been revived meanwhile.
         let past = |entry: &Entry| matches!(entry.held.state, ShardState::Trash { until_ms } if until_ms <= running_ms);
@@ -634,7 +669,9 @@ impl ShardStore for SegmentStore {
         Ok(true)
     }
 
-    fn retry_unreadable(&self) -> Vec<ShardKey> {
+    /// Tries shards that could not be read once more, a few at a time; returns those that can be.
+    #[must_use]
+    pub fn retry_unreadable(&self) -> Vec<ShardKey> {
         // Each time others first: the front of the queue may never be readable again.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let waiting = lock(&self.table).unreadable();
@@ -643,19 +680,25 @@ impl ShardStore for SegmentStore {
         some.filter(|key| self.readable_again(*key)).collect()
     }
 
-    fn set_complete(&self, key: ShardKey) -> Result<(), StoreError> {
+    /// Records that k siblings were proved to exist.
+    pub fn set_complete(&self, key: ShardKey) -> Result<(), StoreError> {
         self.change(key, Kind::Complete, |held| held.complete = true)
     }
 
-    fn verify(&self, key: ShardKey) -> Result<u64, StoreError> {
+    /// Reads a shard whole and verifies it, without reviving it. Returns its length.
+    pub fn verify(&self, key: ShardKey) -> Result<u64, StoreError> {
         self.read_range(key, 0..0, Check::Here).map(|read| read.data.len() as u64)
     }
 
-    fn usage(&self) -> Usage {
+    /// Bytes in use.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
         lock(&self.table).usage()
     }
 
-    fn full(&self) -> bool {
+    /// Whether puts are refused for want of space.
+    #[must_use]
+    pub fn full(&self) -> bool {
         self.check_space(DATA_LIMIT as u64 / 4).is_err()
     }
 }

@@ -6,8 +6,32 @@ use super::disk::FolderDisk;
 use super::disk::faults::{Faults, FaultyDisk};
 use super::format::BLOCK;
 use super::*;
-use crate::store::files::tests::stripe;
 use potluck_proto::blocks::chaining_values;
+use potluck_proto::cert::{DeviceCert, Rights};
+use potluck_proto::key::SecretKey;
+use potluck_proto::stripe::{Scheme, StripeHeader, shard_len};
+
+/// A stripe of 2+1 whose shards need no code: the store does not look across shards.
+pub(super) fn stripe(salt: u8, data_len: usize) -> (SignedHeader, Vec<Vec<u8>>) {
+    let vault = SecretKey::from_seed(&[1; 32]);
+    let device_key = SecretKey::from_seed(&[2; 32]);
+    let device = DeviceCert::issue(&vault, device_key.public().into(), Rights::ALL, 0, 0);
+    let scheme = Scheme::new(2, 1).unwrap();
+    let len = shard_len(data_len, 2);
+    let shards: Vec<Vec<u8>> =
+        (0..3u8).map(|index| (0..len).map(|at| (at / 7) as u8 ^ salt ^ (index * 31)).collect()).collect();
+    let header = StripeHeader {
+        vault: device.vault(),
+        device,
+        born: 0,
+        created_ms: 0,
+        scheme,
+        shard_len: len as u32,
+        data_len: data_len as u32,
+        shards: shards.iter().map(|shard| Digest::of(shard)).collect(),
+    };
+    (header.sign(&device_key), shards)
+}
 
 pub(super) fn options(segment_bytes: u64) -> Options {
     Options {

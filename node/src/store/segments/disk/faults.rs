@@ -180,6 +180,55 @@ impl FaultyDisk {
         self.state().corrupted
     }
 
+    /// Sixteen bytes of the disk's randomness.
+    #[must_use]
+    pub fn random(&self) -> [u8; 16] {
+        self.state().rng.random()
+    }
+
+    /// A disk with the same files, as this one would be after a crash now that loses all it may.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let mut state = self.state();
+        let copied = |contents: &Contents| Contents {
+            open: 0,
+            live: contents.durable.clone(),
+            durable: contents.durable.clone(),
+            pending: Vec::new(),
+        };
+        let copy = State {
+            rng: StdRng::seed_from_u64(state.rng.random()),
+            faults: state.faults,
+            capacity: state.capacity,
+            next_file: state.next_file,
+            files: state.files.iter().map(|(number, contents)| (*number, copied(contents))).collect(),
+            names: state.synced_names.clone(),
+            synced_names: state.synced_names.clone(),
+            changes: Vec::new(),
+            life: state.life,
+            dead: false,
+            syncs: 0,
+            crash_at: None,
+            corrupted: state.corrupted,
+        };
+        Self { state: Arc::new(Mutex::new(copy)), pool: self.pool.clone() }
+    }
+
+    /// Changes a byte of a file, on the disk itself. False if there is no such byte.
+    pub fn damage(&self, name: &str, offset: u64) -> bool {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(contents) = state.names.get(name).and_then(|number| state.files.get_mut(number)) else { return false };
+        let at = offset as usize;
+        let (Some(live), Some(durable)) = (contents.live.get_mut(at), contents.durable.get_mut(at)) else {
+            return false;
+        };
+        *live ^= 0x40;
+        *durable ^= 0x40;
+        state.corrupted = true;
+        true
+    }
+
     /// Whether a file of that name can be seen.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {

@@ -1,7 +1,7 @@
 //! The bytes are those of FORMAT.md; what is not whole is refused, whatever is wrong with it.
 
 use super::*;
-use crate::store::files::tests::stripe;
+use crate::store::segments::tests::stripe;
 use potluck_proto::blocks::chaining_values;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
