@@ -383,6 +383,17 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     row("space", format!("{} used of {}{full}", rough(status.used), rough(status.capacity)));
     row("trash", rough(status.trash));
     row("shards", status.shards.to_string());
+    if let Some(store) = &status.store {
+        let share = store.live as f64 * 100.0 / store.bytes.max(1) as f64;
+        row("log", format!("{} segments, {}, {share:.0} % in use", store.segments, rough(store.bytes)));
+        if store.failures > 0 {
+            row("DISK", format!("{} segments ended by failed writes: look at this node's disk", store.failures));
+        }
+        if store.gaps + store.unusable > 0 {
+            let parts = store.gaps + store.unusable;
+            row("gaps", format!("{parts} parts of the log could not be read: stop the node, then 'potluck node fsck'"));
+        }
+    }
     let stripes = [
         (status.stripes_whole, "whole"),
         (status.stripes_degraded, "degraded"),

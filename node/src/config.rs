@@ -58,7 +58,7 @@ pub struct Config {
     pub trash_time: Duration,
     /// Time between two surveys of the stripes that this node is first responsible for.
     pub survey_interval: Duration,
-    /// Time in which scrub reads every own shard once.
+    /// Time in which scrub reads the whole log once.
     pub scrub_time: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
@@ -120,7 +120,7 @@ pub struct Settings {
     /// Time between two surveys of the stripes that this node looks after. Default: 1m
     #[arg(long, env = "POTLUCK_SURVEY_INTERVAL", value_name = "TIME")]
     pub survey_interval: Option<Span>,
-    /// Time in which every shard here is read and checked once. Default: 30d
+    /// Time in which all that is stored here is read and checked once. Default: 14d
     #[arg(long, env = "POTLUCK_SCRUB_TIME", value_name = "TIME")]
     pub scrub_time: Option<Span>,
     /// Form of the log. Default: text
@@ -213,7 +213,7 @@ impl Settings {
             lost_after: Some(Span(DAY)),
             trash_time: Some(Span(7 * DAY)),
             survey_interval: Some(Span(MINUTE)),
-            scrub_time: Some(Span(30 * DAY)),
+            scrub_time: Some(Span(14 * DAY)),
             log_format: Some(LogFormat::Text),
             log: Some("info".into()),
         }

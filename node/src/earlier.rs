@@ -1,7 +1,9 @@
-//! What lies beside the log, from the command that joined the cluster or from an earlier version, is taken into it.
+//! What lies beside the log is taken into it: the member table as the command that joined the cluster and the last good
+//! end wrote it down, and the heads of an earlier version.
 //!
-//! A file is removed once what it says is in the log; a start that is cut off does it again. Shards of the store before
-//! this one are not read: a folder that has some is refused.
+//! The table's file stays: a node whose log is lost finds the others by it. A file of heads is removed once they are in
+//! the log; a start that is cut off does it again. Shards of the store before this one are not read: a folder that has
+//! some is refused.
 
 use std::fs;
 use std::io;
@@ -43,8 +45,7 @@ pub fn refuse(folder: &Path) -> io::Result<()> {
 
 /// Takes the member table and heads that lie beside the log into it.
 pub fn take_in(folder: &Path, cluster: ClusterId, store: &SegmentStore) -> Result<(), StoreError> {
-    let path = folder.join(TABLE);
-    if let Some(bytes) = durable::read(&path)? {
+    if let Some(bytes) = durable::read(&folder.join(TABLE))? {
         let mut table = MemberTable::new(cluster);
         match store.kept(Kind::Member, cluster.0) {
             Ok(known) => merge(&mut table, &known),
@@ -52,9 +53,11 @@ pub fn take_in(folder: &Path, cluster: ClusterId, store: &SegmentStore) -> Resul
             Err(error) if error.lost() => {}
             Err(error) => return Err(error),
         }
+        let known = table.digest();
         merge(&mut table, &bytes);
-        store.keep(Kind::Member, cluster.0, &table.to_wire().encode_to_vec())?;
-        remove(folder, &path)?;
+        if table.digest() != known {
+            store.keep(Kind::Member, cluster.0, &table.to_wire().encode_to_vec())?;
+        }
     }
     let heads = folder.join(HEADS);
     let Ok(files) = fs::read_dir(&heads) else { return Ok(()) };
@@ -94,18 +97,24 @@ fn remove(folder: &Path, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use potluck_proto::cert::VaultCert;
+    use potluck_proto::key::SecretKey;
+
     use crate::store::segments::disk::faults::{Faults, FaultyDisk};
 
     #[test]
     fn table_and_heads_are_taken_in_once_and_old_shards_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let cluster = ClusterId([3; 32]);
+        let cluster_key = SecretKey::from_seed(&[3; 32]);
+        let cluster = cluster_key.public().into();
         let store = SegmentStore::simulated(FaultyDisk::new(1, 1 << 30, Faults::default()), 1 << 30).unwrap();
         refuse(folder.path()).unwrap();
         take_in(folder.path(), cluster, &store).unwrap();
         assert!(store.kept_keys(Kind::Member).is_empty());
-        let table = MemberTable::new(cluster).to_wire().encode_to_vec();
+        let mut table = MemberTable::new(cluster_key.public().into());
+        table.add_vault(VaultCert::issue(&cluster_key, VaultId([9; 32]), 0, 0));
+        let table = table.to_wire().encode_to_vec();
         fs::write(at(TABLE), &table).unwrap();
         fs::create_dir(at(HEADS)).unwrap();
         let replica = Replica::default().encode();
@@ -117,7 +126,7 @@ mod tests {
             assert_eq!(store.kept(Kind::Member, cluster.0).unwrap(), table);
             assert_eq!(store.kept_keys(Kind::Head), [vaults[0].0]);
             assert_eq!(store.kept(Kind::Head, vaults[0].0).unwrap(), replica);
-            assert!(!at(TABLE).exists());
+            assert!(at(TABLE).exists());
             let left: Vec<_> = fs::read_dir(at(HEADS)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(left, [format!("{}.damaged", vaults[1]).as_str()]);
         }

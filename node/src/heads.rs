@@ -117,6 +117,14 @@ impl Heads {
         }
     }
 
+    /// Writes a replica anew: what is on disk is damaged.
+    pub async fn rewrite(&self, vault: VaultId) -> Result<(), wire::Error> {
+        let slot = self.slots().get(&vault).cloned();
+        let Some(slot) = slot else { return Ok(()) };
+        let replica = slot.lock().await;
+        self.write_down(vault, &replica).await
+    }
+
     /// Brings a replica into line with the ring.
     fn follow(view: &View, vault: &VaultId, replica: &mut Replica) {
         let list = view.head_list(vault);

@@ -21,7 +21,8 @@ use crate::gate::StrangerGate;
 use crate::identity::{self, IdentityError};
 use crate::node::Bind;
 
-/// The file in which a newcomer finds the member table at its first start.
+/// The file with the member table as it was at joining or at the last good end: where others are found if the log does
+/// not say.
 pub(crate) const TABLE: &str = "table";
 
 /// How long the inviter may take.

@@ -257,6 +257,14 @@ impl Membership {
         self.write(&mut writing, &table)
     }
 
+    /// Writes the table anew: what is on disk is damaged. Blocks on the disk.
+    pub fn rewrite(&self) -> io::Result<()> {
+        let mut writing = self.writing();
+        *writing = None;
+        let table = self.table().clone();
+        self.write(&mut writing, &table)
+    }
+
     fn writing(&self) -> MutexGuard<'_, Option<Digest>> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,7 +19,7 @@ use prometheus::{
 
 pub mod label;
 
-use label::{AuditResult, Call, Direction, FoundBy, HeadState, Label, Loop, StripeState, code_text};
+use label::{AuditResult, Call, Direction, FoundBy, HeadState, Label, Loop, StoreBytes, StripeState, code_text};
 
 /// Upper bounds in seconds of a request's time: a cached answer on a LAN up to a shard over a slow home link.
 const REQUEST_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -116,6 +116,22 @@ pub struct Metrics {
     pub audits: Family<AuditResult, IntCounter>,
     /// Bytes that scrub has read.
     pub scrubbed_bytes: IntCounter,
+    /// Segments of the store.
+    pub store_segments: IntGauge,
+    /// Their bytes.
+    pub store_bytes: Family<StoreBytes, IntGauge>,
+    /// Gaps and unusable files that the start found.
+    pub store_gaps: IntGauge,
+    /// Segments that the index knows.
+    pub store_indexed: IntGauge,
+    /// Segments that a failed write or sync has ended.
+    pub store_failures: IntCounter,
+    /// Records that scrub found damaged and that were written anew.
+    pub store_mended: IntCounter,
+    /// Bytes that compaction has copied.
+    pub compaction_copied_bytes: IntCounter,
+    /// Bytes that it has given back.
+    pub compaction_freed_bytes: IntCounter,
     /// Vaults of which this node is a head replica.
     pub heads: Family<HeadState, IntGauge>,
     /// Open QUIC connections.
@@ -180,6 +196,24 @@ impl Metrics {
                 .counters("corrupt_shards_total", "Shards here that failed their hash, by who found out")?,
             audits: r.counters("audits_total", "Audits of peers by this node, by result")?,
             scrubbed_bytes: r.counter("scrubbed_bytes_total", "Bytes of own shards re-read and checked by scrub")?,
+            store_segments: r.gauge("store_segments", "Segments of the node's log")?,
+            store_bytes: r
+                .gauges("store_bytes", "Bytes of the log's records, by whether they count or wait for compaction")?,
+            store_gaps: r.gauge(
+                "store_gaps",
+                "Parts of the log that the last start could not read; some may never have been acknowledged",
+            )?,
+            store_indexed: r.gauge("store_indexed_segments", "Segments that the index knows")?,
+            store_failures: r.counter(
+                "store_failures_total",
+                "Segments that a failed write or sync has ended; nothing that was acknowledged is lost by it",
+            )?,
+            store_mended: r
+                .counter("store_mended_records_total", "Records that scrub found damaged and that were written anew")?,
+            compaction_copied_bytes: r
+                .counter("compaction_copied_bytes_total", "Bytes that compaction copied out of mostly dead segments")?,
+            compaction_freed_bytes: r
+                .counter("compaction_freed_bytes_total", "Bytes that compaction gave back to the disk")?,
             heads: r.gauges("heads", "Vaults whose heads this node keeps as a replica, by how the replica stands")?,
             transport_connections: r.gauge("transport_connections", "Open QUIC connections")?,
             transport_datagrams_dropped: r

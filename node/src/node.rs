@@ -13,6 +13,7 @@ use potluck_proto::key::SecretKey;
 use potluck_proto::member::{MemberRecord, MemberTable, Standing};
 use potluck_proto::transport::{BindError, Endpoint, Executor, Gate, Limits};
 use potluck_proto::wire;
+use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng, TryRng};
 use tokio::net::TcpListener;
@@ -27,6 +28,7 @@ use crate::heads::Heads;
 use crate::http;
 use crate::identity::{FolderLock, Identity, IdentityError};
 use crate::invites::Invites;
+use crate::join::TABLE;
 use crate::membership::swim::{self, Swim, SwimHandle};
 use crate::membership::{Membership, View, exchange, rival};
 use crate::metrics::Metrics;
@@ -383,7 +385,7 @@ impl Core {
     #[must_use]
     pub fn status(&self) -> wire::StatusReply {
         let view = self.membership.view();
-        let usage = self.store.usage();
+        let (usage, stats) = (self.store.usage(), self.store.stats());
         let (tally, surveyed) = *self.tally();
         let record = view.table.record(&view.me);
         wire::StatusReply {
@@ -416,6 +418,15 @@ impl Core {
             http: self.http.map(|address| address.to_string()).unwrap_or_default(),
             up: view.up.keys().map(|node| Bytes::copy_from_slice(node.as_bytes())).collect(),
             key_also_at: self.membership.key_also_at().iter().map(ToString::to_string).collect(),
+            store: Some(wire::StoreStatus {
+                segments: stats.segments,
+                bytes: stats.bytes,
+                live: stats.live,
+                indexed: stats.indexed,
+                gaps: stats.gaps,
+                unusable: stats.unusable,
+                failures: stats.failures,
+            }),
         }
     }
 }
@@ -535,6 +546,7 @@ impl Node {
         tasks.spawn(upkeep::audit(core.clone(), stopping.clone()));
         tasks.spawn(upkeep::scrub(core.clone(), stopping.clone()));
         tasks.spawn(upkeep::trash(core.clone(), stopping.clone()));
+        tasks.spawn(upkeep::compact(core.clone(), stopping.clone()));
         tasks.spawn(keep_time(core.clone(), stopping.clone()));
         tasks.spawn(tell_of_leaving(core.clone(), stopping.clone()));
         if let Some((_, listener)) = page {
@@ -586,7 +598,8 @@ impl Node {
         tasks.abort_all();
         // Last, so that the goodbye still goes out.
         self.core.endpoint.close(STOP_DEADLINE).await;
-        if let Err(error) = self.core.write_running_time().and_then(|()| self.core.membership.persist()) {
+        let written = self.core.write_running_time().and_then(|()| self.core.membership.persist());
+        if let Err(error) = written.and_then(|()| self.core.write_contacts()) {
             tracing::error!(%error, "the node's state cannot be written to disk");
         }
         tracing::info!("the node has stopped");
@@ -603,6 +616,12 @@ impl Node {
 }
 
 impl Core {
+    /// Where others are found, should the log be lost.
+    fn write_contacts(&self) -> std::io::Result<()> {
+        let table = self.membership.view().table.to_wire().encode_to_vec();
+        durable::replace(&self.identity.folder.join(TABLE), &table)
+    }
+
     fn write_running_time(&self) -> std::io::Result<()> {
         durable::replace(&self.identity.folder.join(RUNNING), &self.running_ms().to_le_bytes())
     }
@@ -745,6 +764,15 @@ pub fn status_json(status: &wire::StatusReply) -> serde_json::Value {
         "corrupt_shards": status.corrupt_shards,
         "members": status.members,
         "members_up": status.members_up,
+        "store": status.store.map(|store| serde_json::json!({
+            "segments": store.segments,
+            "bytes": store.bytes,
+            "live_bytes": store.live,
+            "indexed_segments": store.indexed,
+            "gaps": store.gaps,
+            "unusable_segments": store.unusable,
+            "failures": store.failures,
+        })),
         "full": status.full,
         "leaving": status.leaving,
         "left": status.left,

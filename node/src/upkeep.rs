@@ -1,17 +1,23 @@
-//! The quiet loops: scrub re-reads own shards, audit challenges peers, trash is emptied. Each has a pace.
+//! The quiet loops: scrub re-reads the log, audit challenges peers, trash is emptied, space comes back. Each has a pace.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use potluck_proto::id::StripeId;
+use potluck_proto::encoding::{Decoder, Encoder};
+use potluck_proto::id::{StripeId, VaultId};
 use potluck_proto::wire;
 use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::metrics::label::{AuditResult, Direction, FoundBy, HeadState, Loop, StripeState};
+use crate::durable;
+use crate::metrics::label::{AuditResult, Direction, FoundBy, HeadState, Loop, StoreBytes, StripeState};
 use crate::node::Core;
 use crate::repair::{rebuild, survey};
+use crate::store::segments::compaction::Step;
+use crate::store::segments::format::Kind;
+use crate::store::segments::scrub::{Cursor, Scrubbed};
 use crate::store::{ShardKey, StoreError};
 
 /// Time between two rounds of audits.
@@ -29,11 +35,26 @@ const TRASH_INTERVAL: Duration = Duration::from_secs(60);
 /// Shards that one look at the trash deletes at most.
 const TRASH_AT_ONCE: usize = 1024;
 
-/// The longest that scrub rests between two shards, so that a nearly empty node still notices a stop and new shards.
+/// The longest that scrub rests between two steps, so that a nearly empty node still notices new shards.
 const SCRUB_REST: Duration = Duration::from_secs(60);
 
-/// The least that scrub rests between two shards: it never takes the disk for itself.
+/// The least that scrub rests between two steps: it never takes the disk for itself.
 const SCRUB_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes that a step of scrub reads: what is read meanwhile waits for a millisecond or so.
+const SCRUB_STEP: u64 = 1 << 20;
+
+/// Time between two notes of how far scrub has come.
+const SCRUB_NOTE: Duration = Duration::from_secs(300);
+
+/// The file in the data folder with that note.
+const SCRUB_FILE: &str = "scrub";
+
+/// Time between two looks for a segment that is worth emptying.
+const COMPACT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Finished segments that are taken into the index at once.
+const INDEXED_AT_ONCE: usize = 4;
 
 async fn rest(stop: &mut watch::Receiver<bool>, time: Duration) -> bool {
     tokio::select! {
@@ -42,48 +63,130 @@ async fn rest(stop: &mut watch::Receiver<bool>, time: Duration) -> bool {
     }
 }
 
-/// Re-reads own shards, each once in the configured time, until `stop` is set.
+/// Reads the whole log once in the configured time, until `stop` is set.
 pub async fn scrub(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     core.metrics.loop_started(Loop::Scrub, core.uptime());
-    let mut after: Option<StripeId> = None;
-    loop {
-        let shards = core.store.usage().shards.max(1);
-        let pause = core.config.scrub_time / u32::try_from(shards).unwrap_or(u32::MAX);
-        if !rest(&mut stop, pause.clamp(SCRUB_PAUSE, SCRUB_REST)).await {
-            return;
-        }
+    let mut at = read_cursor(&core.identity.folder);
+    let mut noted = Instant::now();
+    let mut pause = SCRUB_PAUSE;
+    while rest(&mut stop, pause).await {
         let began = Instant::now();
         let shared = core.clone();
-        let stripe = match core.executor.run(move || shared.store.stripes(after, 1)).await {
-            Ok(Ok(stripes)) => stripes.first().copied(),
-            _ => continue,
+        let step = core.executor.run(move || shared.store.scrub(at, SCRUB_STEP)).await;
+        let (next, bytes) = match step {
+            Ok(Ok(found)) => {
+                let done = (found.next, found.bytes);
+                take_in_scrubbed(&core, found).await;
+                done
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "scrub cannot record what it found");
+                (Some(at), 0)
+            }
+            Err(error) => {
+                tracing::error!(%error, "scrub failed");
+                (Some(at), 0)
+            }
         };
-        after = stripe;
-        let Some(stripe) = stripe else { continue };
-        let shared = core.clone();
-        let scrubbed = core.executor.run(move || scrub_stripe(&shared, stripe)).await;
-        match scrubbed {
-            Ok(Ok(bytes)) => rebuild::pace(&core, bytes).await,
-            Ok(Err(error)) => tracing::error!(%error, "scrub cannot read the shard store"),
-            Err(error) => tracing::error!(%error, "scrub failed"),
+        // What was read is its part of a whole pass; where nothing was, the pass is over or the disk fails.
+        let part = bytes as f64 / core.store.with_table(|table| table.bytes()).max(1) as f64;
+        pause = if bytes == 0 && next.is_none_or(|next| next == at) { SCRUB_REST } else { SCRUB_PAUSE };
+        pause = pause.max(core.config.scrub_time.mul_f64(part.min(1.0)).min(SCRUB_REST));
+        at = next.unwrap_or_default();
+        if noted.elapsed() >= SCRUB_NOTE || next.is_none() {
+            note_cursor(&core, at).await;
+            noted = Instant::now();
         }
+        rebuild::pace(&core, bytes as usize).await;
         core.metrics.loop_ran(Loop::Scrub, began.elapsed(), core.uptime());
+    }
+    note_cursor(&core, at).await;
+}
+
+async fn take_in_scrubbed(core: &Arc<Core>, found: Scrubbed) {
+    core.metrics.scrubbed_bytes.inc_by(found.bytes);
+    core.metrics.store_mended.inc_by(found.mended);
+    for stripe in found.lost {
+        core.found_corrupt(stripe, FoundBy::Scrub);
+    }
+    for (kind, key) in found.facts {
+        tracing::warn!(?kind, "a record that scrub found damaged is written anew");
+        core.metrics.store_mended.inc();
+        let written = match kind {
+            Kind::Head => core.heads.rewrite(VaultId(key)).await.map_err(|error| error.message),
+            _ => {
+                let shared = core.clone();
+                let written = core.executor.run(move || shared.membership.rewrite()).await;
+                written.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| error.to_string()))
+            }
+        };
+        if let Err(error) = written {
+            tracing::error!(?kind, error, "a damaged record could not be written anew");
+        }
     }
 }
 
-/// Reads one stripe's shards; returns how many bytes were asked of the disk.
-fn scrub_stripe(core: &Core, stripe: StripeId) -> Result<usize, StoreError> {
-    let mut asked = 0;
-    for held in core.store.held(&stripe)? {
-        asked += held.len as usize;
-        match core.store.verify(ShardKey { stripe, index: held.index }) {
-            Ok(bytes) => core.metrics.scrubbed_bytes.inc_by(bytes),
-            Err(error) if error.lost() => core.found_corrupt(stripe, FoundBy::Scrub),
-            Err(StoreError::NotFound) => {}
-            Err(error) => return Err(error),
-        }
+/// Where the last pass had come to; at the beginning if that is not known.
+fn read_cursor(folder: &Path) -> Cursor {
+    let read = || {
+        let bytes = durable::read(&folder.join(SCRUB_FILE)).ok()??;
+        let mut decoder = Decoder::new(&bytes);
+        let cursor = Cursor { segment: decoder.u64("segment").ok()?, offset: decoder.u64("offset").ok()? };
+        decoder.finish().ok().map(|()| cursor)
+    };
+    read().unwrap_or_default()
+}
+
+async fn note_cursor(core: &Arc<Core>, at: Cursor) {
+    let path = core.identity.folder.join(SCRUB_FILE);
+    let mut encoder = Encoder::new();
+    encoder.u64(at.segment).u64(at.offset);
+    let noted = core.executor.run(move || durable::replace(&path, encoder.as_slice())).await;
+    if let Ok(Err(error)) = noted {
+        tracing::warn!(%error, "how far scrub has come cannot be noted: a start begins a new pass");
     }
-    Ok(asked)
+}
+
+/// Gives space back that dead records take, and keeps the index up to date, until `stop` is set.
+pub async fn compact(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
+    core.metrics.loop_started(Loop::Compact, core.uptime());
+    while rest(&mut stop, COMPACT_INTERVAL).await {
+        let began = Instant::now();
+        loop {
+            let shared = core.clone();
+            match core.executor.run(move || shared.store.compact_step()).await {
+                Ok(Ok(Step::Idle)) => break,
+                Ok(Ok(Step::Copied(bytes))) => {
+                    core.metrics.compaction_copied_bytes.inc_by(bytes);
+                    // Where puts are refused for want of space, that is worse than a busy disk.
+                    if !core.store.short_of_space() {
+                        // Read, written, and read back.
+                        rebuild::pace(&core, 3 * bytes as usize).await;
+                    }
+                }
+                Ok(Ok(Step::Emptied(done))) => {
+                    core.metrics.compaction_freed_bytes.inc_by(done.bytes - done.copied.min(done.bytes));
+                    tracing::debug!(segment = done.segment, bytes = done.bytes, copied = done.copied, "emptied");
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "a segment could not be emptied");
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "compaction failed");
+                    break;
+                }
+            }
+            if *stop.borrow() {
+                return;
+            }
+        }
+        let shared = core.clone();
+        if let Err(error) = core.executor.run(move || shared.store.index_segments(INDEXED_AT_ONCE)).await {
+            tracing::error!(%error, "the index cannot be kept up to date");
+        }
+        core.metrics.loop_ran(Loop::Compact, began.elapsed(), core.uptime());
+    }
 }
 
 /// Challenges the co-holders of a few stripes at a time, until `stop` is set. A stripe of which k siblings have proved a
@@ -208,6 +311,14 @@ pub(crate) fn show(core: &Core, status: &wire::StatusReply) {
     ] {
         core.metrics.heads.with(state).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+    let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let stats = core.store.stats();
+    core.metrics.store_segments.set(gauge(stats.segments));
+    core.metrics.store_bytes.with(StoreBytes::Live).set(gauge(stats.live));
+    core.metrics.store_bytes.with(StoreBytes::Dead).set(gauge(stats.bytes.saturating_sub(stats.live)));
+    core.metrics.store_gaps.set(gauge(stats.gaps + stats.unusable));
+    core.metrics.store_indexed.set(gauge(stats.indexed));
+    core.metrics.store_failures.inc_by(stats.failures.saturating_sub(core.metrics.store_failures.get()));
     let stats = core.endpoint.stats();
     core.metrics.transport_connections.set(stats.connections as i64);
     let counters = [

@@ -13,7 +13,7 @@ pub use generated::{
     Admin, AdminReply, Alert, AlertReply, CheckShard, CheckShardReply, Code, Error, ExchangeHeads, FetchVault,
     FetchVaultReply, GetShard, GetShardReply, HaveShards, HaveShardsReply, HeadsReply, Hello, Holding, Members,
     MembersReply, PutShard, PutShardReply, ReadHeads, Redeem, Redeemed, ReplicaList, Reply, Request, Status,
-    StatusReply, Table, WriteHead, admin, reply, request,
+    StatusReply, StoreStatus, Table, WriteHead, admin, reply, request,
 };
 
 /// The protocol versions that this program speaks, oldest and newest.

@@ -89,6 +89,13 @@ labels! {
         /// A quorum of an old list is gone: newer heads may have been lost.
         Behind = "behind",
     }
+    /// What the bytes of the store's segments are.
+    StoreBytes = "state" {
+        /// Records that count.
+        Live = "live",
+        /// What compaction gives back.
+        Dead = "dead",
+    }
     /// The loops that run in the background.
     Loop = "loop" {
         /// Looks at the stripes that this node is first responsible for.
@@ -103,6 +110,8 @@ labels! {
         Audit = "audit",
         /// Deletes what has been in the trash long enough.
         Trash = "trash",
+        /// Empties mostly dead segments.
+        Compact = "compact",
         /// Exchanges the member table.
         Members = "members",
         /// Exchanges heads.

@@ -14,6 +14,7 @@ pub mod index;
 pub mod log;
 pub mod pages;
 pub mod recovery;
+pub mod scrub;
 pub mod table;
 
 use std::collections::BTreeSet;
@@ -54,6 +55,12 @@ pub fn segment_bytes(capacity: u64) -> u64 {
 /// compaction may use it.
 const RESERVE_BYTES: u64 = 512 << 20;
 
+/// Puts between two questions to the disk how much is free.
+const ASK_DISK_EVERY: u32 = 64;
+
+/// Below so many free bytes, the reserve apart, the disk is asked at each put.
+const ASK_DISK_BELOW: u64 = 1 << 30;
+
 /// Files of segments that are kept open.
 const OPEN_FILES: usize = 256;
 
@@ -81,6 +88,25 @@ pub struct Options {
     pub threaded: bool,
     /// The folder of the index, if there is to be one.
     pub index: Option<PathBuf>,
+}
+
+/// Figures of a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of their records.
+    pub bytes: u64,
+    /// Of them, bytes of records that count.
+    pub live: u64,
+    /// Segments that the index knows.
+    pub indexed: u64,
+    /// Parts of segments that the start could not read.
+    pub gaps: u64,
+    /// Files of segments of which the start could use nothing.
+    pub unusable: u64,
+    /// Segments that a failed write or sync has ended since the start.
+    pub failures: u64,
 }
 
 /// What a record is about: its kind, a shard's for all that is said of one, its key and its index.
@@ -147,6 +173,16 @@ impl Files {
     }
 }
 
+/// What the disk had free when it was asked.
+struct Room {
+    /// Bytes, the reserve apart.
+    free: u64,
+    /// Bytes of segments then.
+    used: u64,
+    /// Puts since.
+    asked: u32,
+}
+
 /// Why a record could not be read.
 enum ReadError {
     Damaged(FormatError),
@@ -168,7 +204,9 @@ pub struct SegmentStore {
     log: Arc<Log>,
     files: Files,
     busy: Busy,
-    compacting: Mutex<()>,
+    compacting: Mutex<Option<compaction::Emptying>>,
+    scrubbing: Mutex<Option<scrub::Listing>>,
+    room: Mutex<Option<Room>>,
     capacity: u64,
     segment_bytes: u64,
     found: Found,
@@ -226,6 +264,8 @@ impl SegmentStore {
             files: Files::default(),
             busy: Busy::default(),
             compacting: Mutex::default(),
+            scrubbing: Mutex::default(),
+            room: Mutex::default(),
             capacity: options.capacity,
             segment_bytes: options.segment_bytes,
             found: opened.found,
@@ -260,6 +300,23 @@ impl SegmentStore {
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.log.failures()
+    }
+
+    /// Figures for operators.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let table = lock(&self.table);
+        let segments = table.segments();
+        let indexed = |segment: &&u64| self.index.as_ref().is_some_and(|index| index.covers(**segment));
+        Stats {
+            segments: segments.len() as u64,
+            bytes: table.bytes(),
+            live: segments.values().map(|facts| facts.live).sum(),
+            indexed: segments.keys().filter(indexed).count() as u64,
+            gaps: self.found.gaps.len() as u64,
+            unusable: self.found.unusable.len() as u64,
+            failures: self.failures(),
+        }
     }
 
     /// Takes up to `most` finished segments into the index. Returns how many are still to come.
@@ -300,14 +357,38 @@ impl SegmentStore {
 
     /// Whether puts of so many bytes are to be refused.
     fn check_space(&self, incoming: u64) -> Result<(), StoreError> {
-        if lock(&self.table).bytes() + incoming > self.capacity {
-            return Err(StoreError::Full);
+        if incoming > self.room()? { Err(StoreError::Full) } else { Ok(()) }
+    }
+
+    /// Bytes that puts may still take: of the capacity and of the disk, less what is kept for deletions and compaction.
+    fn room(&self) -> Result<u64, StoreError> {
+        let used = lock(&self.table).file_bytes();
+        let offered = self.capacity.saturating_sub(self.segment_bytes.min(self.capacity / 20)).saturating_sub(used);
+        let mut room = lock(&self.room);
+        // Others may write to the disk too; asking it each time would cost small puts as much as all else.
+        let free = room.as_ref().filter(|room| room.asked < ASK_DISK_EVERY).and_then(|room| {
+            let left = room.free.checked_sub(used.saturating_sub(room.used))?;
+            Some(left).filter(|left| *left > ASK_DISK_BELOW)
+        });
+        let free = match free {
+            Some(free) => free,
+            None => {
+                let space = self.disk.space()?;
+                let free = space.free.saturating_sub(RESERVE_BYTES.min(space.total / 20));
+                *room = Some(Room { free, used, asked: 0 });
+                free
+            }
+        };
+        if let Some(room) = &mut *room {
+            room.asked += 1;
         }
-        let space = self.disk.space()?;
-        if space.free < incoming + RESERVE_BYTES.min(space.total / 20) {
-            return Err(StoreError::Full);
-        }
-        Ok(())
+        Ok(offered.min(free))
+    }
+
+    /// Whether space runs out: compaction is then in a hurry, and content with less.
+    #[must_use]
+    pub fn short_of_space(&self) -> bool {
+        !self.room().is_ok_and(|room| room >= 2 * self.segment_bytes)
     }
 
     fn read_file(&self, segment: u64, range: Range<u64>) -> Result<Bytes, ReadError> {
@@ -699,7 +780,7 @@ impl SegmentStore {
     /// Whether puts are refused for want of space.
     #[must_use]
     pub fn full(&self) -> bool {
-        self.check_space(DATA_LIMIT as u64 / 4).is_err()
+        self.check_space((DATA_LIMIT as u64 / 4).min(self.capacity / 20)).is_err()
     }
 }
 

@@ -4,7 +4,7 @@
 //! read back, for a start because it is newer, and the segment goes last. A word that a shard is no more is copied as
 //! well, as long as another segment has, or may have, what it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering;
 
@@ -23,8 +23,8 @@ const DEAD_PERCENT: u64 = 50;
 /// The same where space is short: the last tenth of a disk is worth more copying.
 const DEAD_PERCENT_SHORT: u64 = 10;
 
-/// Bytes of records that compaction copies with one sync.
-const COPY_BYTES: u64 = 4 << 20;
+/// Bytes of records that compaction copies at once: what waits behind them waits a millisecond.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// Shards of a segment that is gone which are looked at while nobody else may.
 const FORGET_AT_ONCE: usize = 512;
@@ -70,41 +70,94 @@ pub fn choose(segments: &BTreeMap<u64, SegmentFacts>, active: Option<u64>, short
         .map(|(segment, _)| *segment)
 }
 
+/// A segment that is being emptied.
+pub(super) struct Emptying {
+    segment: u64,
+    /// What is still to be looked at.
+    names: VecDeque<Name>,
+    /// All shards of which it may hold something.
+    known: Vec<ShardKey>,
+    copied: u64,
+    /// What the segment cannot be asked for any more was asked of the table.
+    asked: bool,
+}
+
+/// What one step of compaction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// No segment is worth emptying.
+    Idle,
+    /// It copied so many bytes, and there is more to do.
+    Copied(u64),
+    /// A segment is gone.
+    Emptied(Compacted),
+}
+
 impl SegmentStore {
     /// Empties the segment with most to gain, if one is worth it: copies what counts, reads the copies back, and removes
     /// it. One at a time. At whatever point it ends, each record that counts is there at least once.
     pub fn compact(&self) -> Result<Option<Compacted>, CompactError> {
-        let _one = lock(&self.compacting);
-        let short = self.check_space(self.segment_bytes).is_err();
-        let chosen = choose(lock(&self.table).segments(), self.log.active(), short);
-        chosen.map(|segment| self.empty(segment)).transpose()
+        loop {
+            match self.compact_step()? {
+                Step::Idle => return Ok(None),
+                Step::Copied(_) => {}
+                Step::Emptied(done) => return Ok(Some(done)),
+            }
+        }
     }
 
-    fn empty(&self, segment: u64) -> Result<Compacted, CompactError> {
+    /// A part of that: copies a megabyte or so, or removes what was copied. After an error another segment is chosen.
+    pub fn compact_step(&self) -> Result<Step, CompactError> {
+        let mut compacting = lock(&self.compacting);
+        let mut emptying = match compacting.take() {
+            Some(emptying) => emptying,
+            None => {
+                let short = self.short_of_space();
+                let chosen = choose(lock(&self.table).segments(), self.log.active(), short);
+                let Some(segment) = chosen else { return Ok(Step::Idle) };
+                self.begin_emptying(segment)
+            }
+        };
+        let segment = emptying.segment;
+        if emptying.names.is_empty() && !emptying.asked {
+            emptying.asked = true;
+            if lock(&self.table).live(segment) > 0 {
+                emptying.names = lock(&self.table).names_in(segment).into();
+            }
+        }
+        if emptying.names.is_empty() {
+            return self.finish_emptying(emptying).map(Step::Emptied);
+        }
+        let copied = self.move_out(segment, &mut emptying.names)?;
+        emptying.copied += copied;
+        *compacting = Some(emptying);
+        Ok(Step::Copied(copied))
+    }
+
+    fn begin_emptying(&self, segment: u64) -> Emptying {
         let file = self.files.get(&*self.disk, segment);
         let listed = file.ok().and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
-        let (mut copied, mut known) = (0, BTreeSet::new());
-        if let Some(contents) = listed {
-            let names = contents.records.iter().filter_map(|header| match header.kind {
-                Kind::Padding | Kind::Footer => None,
-                kind => Some((if kind.is_fact() { kind } else { Kind::Shard }, header.key, header.index.into())),
-            });
-            let names: BTreeSet<Name> = names.collect();
-            let keys = names.iter().filter(|(kind, ..)| *kind == Kind::Shard);
-            known.extend(keys.map(|(_, key, index)| ShardKey { stripe: StripeId(*key), index: *index }));
-            if !contents.sealed {
-                // Also what was perhaps written there.
-                known.extend(lock(&self.table).dead_in(segment));
+        let mut names = BTreeSet::new();
+        for header in listed.iter().flat_map(|contents| &contents.records) {
+            match header.kind {
+                Kind::Padding | Kind::Footer => {}
+                kind if kind.is_fact() => _ = names.insert((kind, header.key, 0)),
+                _ => _ = names.insert((Kind::Shard, header.key, usize::from(header.index))),
             }
-            copied += self.move_out(segment, names)?;
-        } else {
+        }
+        let shards = names.iter().filter(|(kind, ..)| *kind == Kind::Shard);
+        let mut known: Vec<ShardKey> =
+            shards.map(|(_, key, index)| ShardKey { stripe: StripeId(*key), index: *index }).collect();
+        if listed.is_none_or(|contents| !contents.sealed) {
+            // Also what was perhaps written there.
             known.extend(lock(&self.table).dead_in(segment));
         }
-        // What the segment cannot be asked for any more the table knows, unless nothing is left.
-        if lock(&self.table).live(segment) > 0 {
-            let names = lock(&self.table).names_in(segment);
-            copied += self.move_out(segment, names)?;
-        }
+        Emptying { segment, names: names.into_iter().collect(), known, copied: 0, asked: false }
+    }
+
+    /// Removes a segment of which nothing counts any more.
+    fn finish_emptying(&self, emptying: Emptying) -> Result<Compacted, CompactError> {
+        let segment = emptying.segment;
         let (live, bytes) = {
             let table = lock(&self.table);
             (table.live(segment), table.segments().get(&segment).map_or(0, |facts| facts.bytes))
@@ -123,34 +176,36 @@ impl SegmentStore {
         lock(&self.unindexed).remove(&segment);
         // Until this is done it may come back, and the words that end what it holds must stay.
         self.disk.sync_folder()?;
-        for keys in known.into_iter().collect::<Vec<_>>().chunks(FORGET_AT_ONCE) {
+        for keys in emptying.known.chunks(FORGET_AT_ONCE) {
             lock(&self.table).forget_dead(segment, keys);
         }
         lock(&self.table).remove_segment(segment);
-        Ok(Compacted { segment, bytes, copied })
+        Ok(Compacted { segment, bytes, copied: emptying.copied })
     }
 
-    /// Writes anew what counts of these names and stands in the segment. Returns the bytes written.
-    fn move_out(&self, segment: u64, names: BTreeSet<Name>) -> Result<u64, CompactError> {
-        let mut copied = 0;
-        let mut names = names.into_iter().peekable();
-        while names.peek().is_some() {
-            // Claims are held together, and the first alone is waited for: so nobody waits in a circle.
-            let (mut claims, mut moves, mut bytes) = (Vec::new(), Vec::new(), 0);
-            while let Some(name) = names.peek().copied().filter(|_| bytes < COPY_BYTES) {
-                let claim = if claims.is_empty() { Some(self.busy.claim(name)) } else { self.busy.try_claim(name) };
-                let Some(claim) = claim else { break };
-                claims.push(claim);
-                names.next();
-                for made in self.moves_of(segment, name)? {
-                    bytes += made.header.extent();
-                    moves.push(made);
-                }
+    /// Writes anew what counts of the next names and stands in the segment. Returns the bytes written.
+    fn move_out(&self, segment: u64, names: &mut VecDeque<Name>) -> Result<u64, CompactError> {
+        // Claims are held together, and the first alone is waited for: so nobody waits in a circle.
+        let (mut claims, mut moves, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(name) = names.front().copied().filter(|_| bytes < COPY_BYTES) {
+            let claim = if claims.is_empty() { Some(self.busy.claim(name)) } else { self.busy.try_claim(name) };
+            let Some(claim) = claim else { break };
+            claims.push(claim);
+            names.pop_front();
+            for made in self.moves_of(segment, name)? {
+                bytes += made.header.extent();
+                moves.push(made);
             }
-            copied += bytes;
-            self.write_moves(moves)?;
         }
-        Ok(copied)
+        self.write_moves(moves)?;
+        Ok(bytes)
+    }
+
+    /// Writes anew what counts of one name and stands in the segment.
+    pub(super) fn write_anew(&self, segment: u64, name: Name) -> Result<(), CompactError> {
+        let _claim = self.busy.claim(name);
+        let moves = self.moves_of(segment, name)?;
+        self.write_moves(moves)
     }
 
     /// What must be written anew of one name, which is claimed.

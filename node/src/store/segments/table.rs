@@ -535,6 +535,23 @@ impl Table {
         trash.map(|(key, _)| *key).filter(readable).take(limit).collect()
     }
 
+    /// Whether a record, not of a shard itself, is the one that counts.
+    #[must_use]
+    pub fn counts(&self, header: &RecordHeader) -> bool {
+        let place = Place { segment: header.segment, offset: header.offset };
+        let key = key_of(header);
+        match header.kind {
+            Kind::Trash | Kind::Restore | Kind::Complete => {
+                self.entry(&key).is_some_and(|entry| entry.said == Some(place))
+            }
+            Kind::Delete => self.tombs.get(&key).is_some_and(|tomb| tomb.place == place),
+            Kind::Head | Kind::Member | Kind::Sweep => {
+                self.fact(header.kind, header.key).is_some_and(|fact| fact.place == place)
+            }
+            Kind::Shard | Kind::Padding | Kind::Footer => false,
+        }
+    }
+
     /// A head, member record or sweep.
     #[must_use]
     pub fn fact(&self, kind: Kind, key: [u8; 32]) -> Option<Fact> {
@@ -562,7 +579,7 @@ impl Table {
 
     /// All that records of a segment which count are about: kind, key and index. Goes through everything.
     #[must_use]
-    pub fn names_in(&self, segment: u64) -> BTreeSet<(Kind, [u8; 32], usize)> {
+    pub fn names_in(&self, segment: u64) -> Vec<(Kind, [u8; 32], usize)> {
         let here = |place: &Place| place.segment == segment;
         let here_too = |shard: &&Shard| u64::from(shard.segment) == segment || u64::from(shard.said.0) == segment;
         let shards = self.shards.iter().filter(here_too).map(Row::key);

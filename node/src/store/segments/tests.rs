@@ -52,13 +52,13 @@ fn open(disk: &FaultyDisk) -> SegmentStore {
     SegmentStore::open(Arc::new(disk.clone()), options(1 << 20)).unwrap()
 }
 
-type Stripe = (SignedHeader, Vec<Vec<u8>>);
+pub(super) type Stripe = (SignedHeader, Vec<Vec<u8>>);
 
-fn put(store: &SegmentStore, stripe: &Stripe, index: usize) -> Result<bool, StoreError> {
+pub(super) fn put(store: &SegmentStore, stripe: &Stripe, index: usize) -> Result<bool, StoreError> {
     store.put(&stripe.0, index, &stripe.1[index], &chaining_values(&stripe.1[index]), 3)
 }
 
-fn key(stripe: &Stripe, index: usize) -> ShardKey {
+pub(super) fn key(stripe: &Stripe, index: usize) -> ShardKey {
     ShardKey { stripe: stripe.0.id(), index }
 }
 

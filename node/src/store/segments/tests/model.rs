@@ -267,7 +267,7 @@ impl World {
                 }
             }
             _ => {
-                self.store().retry_unreadable();
+                let _ = self.store().retry_unreadable();
                 self.store().index_segments(2);
             }
         }
