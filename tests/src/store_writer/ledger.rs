@@ -243,3 +243,77 @@ impl Ledger {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use potluck_node::store::segments::disk::faults::{Faults, FaultyDisk};
+
+    use super::*;
+    use crate::store_writer::open_store;
+
+    const SHARD: ShardName = ShardName { writer: 0, stripe: 1, index: 2 };
+    const HEAD: HeadName = HeadName { writer: 1, head: 0 };
+
+    fn ledger() -> Ledger {
+        Ledger::new(Content { seed: 1, writers: 2, stripes: 2, heads: 1 }).unwrap()
+    }
+
+    fn store() -> SegmentStore {
+        open_store(Arc::new(FaultyDisk::new(1, 1 << 30, Faults::default())), 1 << 20).unwrap()
+    }
+
+    fn put(ledger: &Ledger, store: &SegmentStore) {
+        let stripe = ledger.stripe(SHARD);
+        let (bytes, tree) = &stripe.shards[SHARD.index as usize];
+        assert!(store.put(&stripe.header, SHARD.index as usize, bytes, tree, 0).unwrap());
+    }
+
+    #[test]
+    fn what_was_begun_may_be_there_and_what_is_done_must() {
+        let store = store();
+        let mut ledger = ledger();
+        assert_eq!(ledger.read("ready\nbegun put 0 1 2\nbegun keep 1 0 7\nbegun pu").unwrap().open, 2);
+        ledger.expect(&store).unwrap();
+        put(&ledger, &store);
+        // Not there before, and nobody has asked for it since.
+        assert!(matches!(ledger.check(&store).unwrap()[..], [Breach::Lost(_)]));
+        ledger.expect(&store).unwrap();
+        let text = "begun trash 0 1 2 5\ndone trash 0 1 2 5\n";
+        assert_eq!(ledger.read(text).unwrap(), Tally { done: 1, ..Tally::default() });
+        assert!(matches!(ledger.check(&store).unwrap()[..], [Breach::Lost(_)]));
+        ledger.read(text).unwrap();
+        store.trash(ledger.key(SHARD), 5).unwrap();
+        ledger.expect(&store).unwrap();
+        ledger.read("begun delete 0 1 2\n").unwrap();
+        ledger.expect(&store).unwrap();
+        ledger.read("begun delete 0 1 2\ndone delete 0 1 2\n").unwrap();
+        assert!(matches!(ledger.check(&store).unwrap()[..], [Breach::Lost(_)]));
+    }
+
+    #[test]
+    fn heads_are_compared_byte_by_byte_and_what_is_nobodys_is_noticed() {
+        let store = store();
+        let mut ledger = ledger();
+        let key = ledger.content.head_key(HEAD);
+        let mut payload = ledger.content.head(HEAD, 7);
+        store.keep(Kind::Head, key, &payload).unwrap();
+        assert!(matches!(ledger.check(&store).unwrap()[..], [Breach::Lost(_)]));
+        ledger.read("begun keep 1 0 7\ndone keep 1 0 7\n").unwrap();
+        ledger.expect(&store).unwrap();
+        payload.push(0);
+        store.keep(Kind::Head, key, &payload).unwrap();
+        assert!(matches!(ledger.check(&store).unwrap()[..], [Breach::Wrong(_)]));
+        let elsewhere = Ledger::new(Content { seed: 2, ..ledger.content }).unwrap();
+        put(&elsewhere, &store);
+        assert!(
+            ledger
+                .check(&store)
+                .unwrap()
+                .iter()
+                .any(|breach| matches!(breach, Breach::Wrong(what) if what.contains("nobody")))
+        );
+        assert!(ledger.read("wrong bytes\n").is_err());
+    }
+}
