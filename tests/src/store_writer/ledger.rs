@@ -34,8 +34,29 @@ impl<T: PartialEq + Copy> Known<T> {
         *self = Self { now, perhaps: Vec::new() };
     }
 
+    fn note(&mut self, then: Option<T>, done: bool) {
+        if done {
+            self.sure(then);
+        } else {
+            self.perhaps.push(then);
+        }
+    }
+
     fn all(&self) -> impl Iterator<Item = Option<T>> {
         std::iter::once(self.now).chain(self.perhaps.iter().copied())
+    }
+}
+
+/// What is said of a shard once this was done.
+fn after(operation: Operation, before: Option<Word>) -> Option<Word> {
+    let complete = before.is_some_and(|(_, complete)| complete);
+    match operation {
+        Operation::Put(_) => Some((ShardState::Live, complete)),
+        Operation::Revive(_) => before.map(|_| (ShardState::Live, complete)),
+        Operation::Trash(_, until_ms) => before.map(|_| (ShardState::Trash { until_ms }, complete)),
+        Operation::Complete(_) => before.map(|(state, _)| (state, true)),
+        Operation::Delete(_) => None,
+        Operation::Keep(..) => before,
     }
 }
 
@@ -125,29 +146,17 @@ impl Ledger {
 
     /// An operation was begun, or is done.
     pub fn note(&mut self, operation: Operation, done: bool) {
-        let (name, change): (ShardName, Box<dyn Fn(Option<Word>) -> Option<Word>>) = match operation {
-            Operation::Keep(head, value) => {
-                let known = self.heads.entry(head).or_default();
-                if done {
-                    known.sure(Some(value))
-                } else {
-                    known.perhaps.push(Some(value))
-                }
-                return;
+        match operation {
+            Operation::Keep(head, value) => self.heads.entry(head).or_default().note(Some(value), done),
+            Operation::Put(shard)
+            | Operation::Trash(shard, _)
+            | Operation::Revive(shard)
+            | Operation::Complete(shard)
+            | Operation::Delete(shard) => {
+                let known = self.shards.entry(shard).or_default();
+                known.note(after(operation, known.now), done);
             }
-            Operation::Put(name) => {
-                (name, Box::new(|word| Some((ShardState::Live, word.is_some_and(|(_, complete)| complete)))))
-            }
-            Operation::Revive(name) => (name, Box::new(|word| word.map(|(_, complete)| (ShardState::Live, complete)))),
-            Operation::Complete(name) => (name, Box::new(|word| word.map(|(state, _)| (state, true)))),
-            Operation::Trash(name, until_ms) => {
-                (name, Box::new(move |word| word.map(|(_, complete)| (ShardState::Trash { until_ms }, complete))))
-            }
-            Operation::Delete(name) => (name, Box::new(|_| None)),
-        };
-        let known = self.shards.entry(name).or_default();
-        let then = change(known.now);
-        if done { known.sure(then) } else { known.perhaps.push(then) }
+        }
     }
 
     /// Compares a store with the account. Afterwards what was found is what is known: the next crash cannot undo it.

@@ -3,6 +3,7 @@
 //! A thread that would wait forever is noticed at once, and the order that led there is printed.
 
 #[path = "queue.rs"]
+#[expect(clippy::duplicate_mod, reason = "it is tried with other locks than those of the log")]
 mod queue;
 
 /// What the queue locks with, here.
@@ -32,6 +33,9 @@ const JOBS: usize = 2;
 /// A job is its number; its outcome too.
 type Numbers = Queue<usize, usize, Vec<usize>>;
 
+/// What was told of each job.
+type Outcomes = Vec<(usize, Result<usize, Closed>)>;
+
 /// Bytes of a job: one of them is longer than all that may wait.
 fn len(job: &usize) -> usize {
     [2, 1, 6, 3, 0, 2][job % 6]
@@ -58,7 +62,7 @@ fn queue() -> Arc<Numbers> {
 }
 
 /// Brings jobs, each alone or all at once, and returns them with their outcomes.
-fn bring(queue: &Numbers, thread: usize, together: bool) -> Vec<(usize, Result<usize, Closed>)> {
+fn bring(queue: &Numbers, thread: usize, together: bool) -> Outcomes {
     let jobs = (0..JOBS).map(|job| thread * JOBS + job);
     let begin = |job| {
         let waiter = queue.enqueue(job, &write);
@@ -77,7 +81,7 @@ fn bring(queue: &Numbers, thread: usize, together: bool) -> Vec<(usize, Result<u
     }
 }
 
-fn start(queue: &Arc<Numbers>) -> Vec<thread::JoinHandle<Vec<(usize, Result<usize, Closed>)>>> {
+fn start(queue: &Arc<Numbers>) -> Vec<thread::JoinHandle<Outcomes>> {
     (0..THREADS)
         .map(|number| {
             let queue = queue.clone();
@@ -87,7 +91,7 @@ fn start(queue: &Arc<Numbers>) -> Vec<thread::JoinHandle<Vec<(usize, Result<usiz
 }
 
 /// What was told is what was written, once; what was refused was not.
-fn compare(queue: &Numbers, outcomes: Vec<(usize, Result<usize, Closed>)>) {
+fn compare(queue: &Numbers, outcomes: Outcomes) {
     let mut written = queue.writer().clone();
     let mut told: Vec<usize> = outcomes
         .into_iter()

@@ -138,7 +138,7 @@ impl Pair {
         }
         // Reading takes it out of the trash.
         let expected = self.change(key, |held| held.state = ShardState::Live);
-        assert_eq!(outcome.as_ref().map(drop), expected.as_ref().copied().map_err(|error| error));
+        assert_eq!(outcome.as_ref().map(drop), expected.as_ref().copied());
         if let Ok(read) = outcome {
             let (from, end) = (read.offset as usize, read.offset as usize + read.data.len());
             let asked = if range.is_empty() { 0..shard.len() as u64 } else { range };
