@@ -7,12 +7,12 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use potluck_node::config::Settings;
 use potluck_node::config::human::Span;
+use potluck_tests::mount::{Mounted, skipped};
 use potluck_tests::process::{Client, Processes, quick};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -269,41 +269,18 @@ fn too_few_nodes(cluster: &mut Processes, client: &Client, source: &str, small: 
     assert!(!listed.contains("more"), "{listed}");
 }
 
-/// A file system in memory, unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(path: PathBuf, megabytes: u32) -> Result<Self> {
-        fs::create_dir(&path)?;
-        let options = format!("size={megabytes}m");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).status()?;
-        ensure!(status.success(), "mount ended with {status}");
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Lazily: a process that is being killed may still be in there.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_leaves_the_shards_to_others() {
     let mut cluster = Processes::found(quick()).unwrap();
-    let disk = match Mounted::new(cluster.path("small-disk"), 16) {
+    let disk = match Mounted::tmpfs(cluster.path("small-disk"), 16) {
         Ok(disk) => disk,
         Err(error) => {
-            // Not through a macro: this is to be seen in a run that passes.
-            let text =
-                format!("SKIPPED: a_full_disk_leaves_the_shards_to_others: no tmpfs can be mounted: {error:#}\n");
-            std::io::stderr().write_all(text.as_bytes()).unwrap();
-            return;
+            let test = "a_full_disk_leaves_the_shards_to_others";
+            return skipped(test, &error.context("no tmpfs can be mounted"));
         }
     };
     cluster.grow(4, 4).unwrap();
-    let small = cluster.add(disk.0.join("node"), "zone-small", Settings::default()).unwrap();
+    let small = cluster.add(disk.path().join("node"), "zone-small", Settings::default()).unwrap();
     cluster.until_known().unwrap();
     let client = cluster.client("laptop");
     let token = cluster.invite(&["--vault"]).unwrap();

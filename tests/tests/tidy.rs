@@ -120,7 +120,9 @@ fn files(folder: &Path, prefix: &str, found: &mut Vec<(String, String)>) -> io::
         if kind.is_dir() {
             files(&entry.path(), &format!("{path}/"), found)?;
         } else if kind.is_file() && entry.metadata()?.len() <= FILE_LIMIT {
-            let script = ["tests/run", "tests/bench", ".ci/run", "Dockerfile"].iter().any(|end| path.ends_with(end));
+            let script = ["tests/run", "tests/bench", "tests/soak", ".ci/run", "Dockerfile"]
+                .iter()
+                .any(|end| path.ends_with(end));
             if script || name.rsplit_once('.').is_some_and(|(_, end)| READ.contains(&end)) {
                 found.push((path, fs::read_to_string(entry.path())?));
             }

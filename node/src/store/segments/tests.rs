@@ -1,6 +1,7 @@
 //! What was put is read back or an error, on a disk that works; the model tries it on one that does not.
 
 mod model;
+mod state_machine;
 
 use super::disk::FolderDisk;
 use super::disk::faults::{Faults, FaultyDisk};
