@@ -10,30 +10,28 @@
 //!
 //! Without a thread the first who waits writes for all; a simulation needs no more.
 
-mod queue;
-
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use potluck_proto::buffers::Buffer;
 use potluck_proto::id::Digest;
 
-use self::queue::{Batch, Closed, Limits, Promise, Queue, Waiter};
 use super::disk::{Disk, DiskFile};
 use super::format::{
     BLOCK, Kind, RECORD_LEN, RECORDS_LIMIT, RecordHeader, Seal, SegmentHeader, StoreId, encode_footer,
 };
 use super::table::Table;
 
-/// What may wait, and what is written with one sync: a few milliseconds of a fast disk.
-const LIMITS: Limits = Limits { waiting: 32 << 20, batch_bytes: 8 << 20, batch_jobs: 512 };
+/// Bytes of records that may wait; who brings more waits before.
+const QUEUE_BYTES: usize = 32 << 20;
 
-/// What the queue locks with.
-mod sync {
-    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
-    pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-}
+/// Bytes written with one sync: a few milliseconds of a fast disk. One record may be longer.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Records written with one sync.
+const BATCH_RECORDS: usize = 512;
 
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -113,6 +111,47 @@ impl Job {
 
 type Outcome = Result<RecordHeader, AppendError>;
 
+#[derive(Default)]
+struct Waiter {
+    outcome: Mutex<Option<Outcome>>,
+    told: Condvar,
+}
+
+impl Waiter {
+    fn tell(&self, outcome: Outcome) {
+        *lock(&self.outcome) = Some(outcome);
+        self.told.notify_all();
+    }
+
+    fn wait(&self) -> Outcome {
+        let mut outcome = lock(&self.outcome);
+        loop {
+            match outcome.take() {
+                Some(done) => return done,
+                None => outcome = self.told.wait(outcome).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// Someone waits for this to be kept; that it is dropped he is told too.
+struct Promise(Arc<Waiter>);
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // He has taken it, or it is there to be taken, if nothing went wrong: then this is seen by nobody.
+        lock(&self.0.outcome).get_or_insert(Err(AppendError::Closed));
+        self.0.told.notify_all();
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Job, Promise)>,
+    bytes: usize,
+    closed: bool,
+}
+
 /// The segment that is written.
 struct Active {
     file: Arc<dyn DiskFile>,
@@ -133,7 +172,13 @@ pub struct Log {
     table: Arc<Mutex<Table>>,
     segment_bytes: u64,
     clock: Clock,
-    queue: Queue<Job, Outcome, Writer>,
+    queue: Mutex<Queue>,
+    /// Something waits, or the log was closed.
+    filled: Condvar,
+    /// There is room in the queue again.
+    emptied: Condvar,
+    writer: Mutex<Writer>,
+    threaded: AtomicBool,
     failures: AtomicU64,
     /// The segment that is written, or 0.
     active: AtomicU64,
@@ -160,7 +205,11 @@ impl Log {
             table,
             segment_bytes,
             clock,
-            queue: Queue::new(LIMITS, |job| job.bytes.len(), Writer { active: None, next_segment }),
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+            writer: Mutex::new(Writer { active: None, next_segment }),
+            threaded: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             active: AtomicU64::new(0),
         }
@@ -181,17 +230,39 @@ impl Log {
     /// Writes until the log is closed and nothing waits. To be called by one thread; from then on those who wait leave
     /// the writing to it.
     pub fn run(&self) {
-        self.queue.serve(|writer, batch| self.write_batch(writer, batch));
+        /// Nobody is to wait for a writer that has panicked.
+        struct Closing<'a>(&'a Log);
+        impl Drop for Closing<'_> {
+            fn drop(&mut self) {
+                self.0.close();
+                lock(&self.0.queue).jobs.clear();
+            }
+        }
+        let _closing = Closing(self);
+        self.threaded.store(true, Ordering::Release);
+        loop {
+            let mut queue = lock(&self.queue);
+            while queue.jobs.is_empty() && !queue.closed {
+                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            if queue.jobs.is_empty() {
+                return;
+            }
+            drop(queue);
+            self.write_batch(&mut lock(&self.writer));
+        }
     }
 
     /// Takes nothing more; what waits is written.
     pub fn close(&self) {
-        self.queue.close();
+        lock(&self.queue).closed = true;
+        self.filled.notify_all();
+        self.emptied.notify_all();
     }
 
     /// Seals the active segment, once the log was closed and nobody writes.
     pub fn finish(&self) {
-        let mut writer = self.queue.writer();
+        let mut writer = lock(&self.writer);
         if let Some(active) = writer.active.take() {
             self.seal(active);
         }
@@ -208,27 +279,78 @@ impl Log {
         waiters.into_iter().map(|waiter| waiter.and_then(|waiter| self.wait(&waiter))).collect()
     }
 
-    fn enqueue(&self, job: Job) -> Result<Arc<Waiter<Outcome>>, AppendError> {
-        let write = |writer: &mut Writer, batch| self.write_batch(writer, batch);
-        self.queue.enqueue(job, &write).map_err(|Closed| AppendError::Closed)
+    fn is_threaded(&self) -> bool {
+        self.threaded.load(Ordering::Acquire)
     }
 
-    fn wait(&self, waiter: &Waiter<Outcome>) -> Outcome {
-        let write = |writer: &mut Writer, batch| self.write_batch(writer, batch);
-        self.queue.wait(waiter, &write).unwrap_or(Err(AppendError::Closed))
+    fn enqueue(&self, job: Job) -> Result<Arc<Waiter>, AppendError> {
+        let waiter = Arc::new(Waiter::default());
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return Err(AppendError::Closed);
+            }
+            if queue.bytes == 0 || queue.bytes + job.bytes.len() <= QUEUE_BYTES {
+                break;
+            }
+            if self.is_threaded() {
+                queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                drop(queue);
+                self.write_batch(&mut lock(&self.writer));
+                queue = lock(&self.queue);
+            }
+        }
+        queue.bytes += job.bytes.len();
+        queue.jobs.push_back((job, Promise(waiter.clone())));
+        drop(queue);
+        self.filled.notify_one();
+        Ok(waiter)
     }
 
-    fn write_batch(&self, writer: &mut Writer, mut batch: Batch<Job, Outcome>) {
+    fn wait(&self, waiter: &Waiter) -> Outcome {
+        while !self.is_threaded() {
+            let mut writer = lock(&self.writer);
+            // Whoever had the writer before may have written this too.
+            if let Some(outcome) = lock(&waiter.outcome).take() {
+                return outcome;
+            }
+            self.write_batch(&mut writer);
+        }
+        waiter.wait()
+    }
+
+    fn take_batch(&self) -> Vec<(Job, Promise)> {
+        let mut queue = lock(&self.queue);
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some((job, _)) = queue.jobs.front() {
+            if !batch.is_empty() && (bytes + job.bytes.len() > BATCH_BYTES || batch.len() >= BATCH_RECORDS) {
+                break;
+            }
+            bytes += job.bytes.len();
+            batch.extend(queue.jobs.pop_front());
+        }
+        queue.bytes -= bytes;
+        drop(queue);
+        self.emptied.notify_all();
+        batch
+    }
+
+    fn write_batch(&self, writer: &mut Writer) {
+        let mut batch = self.take_batch();
+        if batch.is_empty() {
+            return;
+        }
         // Short records stand together, each longer one begins at a block. Records of one batch have no order among them.
         batch.sort_by_key(|(job, _)| job.header.is_aligned());
         let written = self.write(writer, &mut batch);
         for (job, promise) in batch {
-            promise.tell(written.clone().map(|()| job.header));
+            promise.0.tell(written.clone().map(|()| job.header));
         }
     }
 
     /// Writes and syncs a batch, then tells the table.
-    fn write(&self, writer: &mut Writer, batch: &mut [(Job, Promise<Outcome>)]) -> Result<(), AppendError> {
+    fn write(&self, writer: &mut Writer, batch: &mut [(Job, Promise)]) -> Result<(), AppendError> {
         let short: u64 =
             batch.iter().filter(|(job, _)| !job.header.is_aligned()).map(|(job, _)| job.header.extent()).sum();
         let padding = padding_for(short);
@@ -396,7 +518,5 @@ fn padding_for(bytes: u64) -> u64 {
     if rest == 0 || rest >= RECORD_LEN as u64 { rest } else { rest + block }
 }
 
-#[cfg(test)]
-mod schedules;
 #[cfg(test)]
 mod tests;
