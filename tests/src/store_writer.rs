@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use potluck_node::node::INDEX_FOLDER;
 use potluck_node::store::segments::compaction::CompactError;
 use potluck_node::store::segments::disk::{Disk, FolderDisk};
 use potluck_node::store::segments::format::{Kind, StoreId};
 use potluck_node::store::segments::log::AppendError;
 use potluck_node::store::segments::{Options, SegmentStore};
-use potluck_node::store::{Check, ShardKey, ShardState, ShardStore, StoreError};
+use potluck_node::store::{Check, ShardKey, ShardState, StoreError};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -82,7 +83,7 @@ impl Plan {
     /// Its disk fails.
     pub fn open(&self) -> Result<SegmentStore> {
         let disk = open_disk(&self.folder, self.careless)?;
-        open_store(disk, self.segment_bytes).context("the store does not open")
+        open_store(disk, self.segment_bytes, Some(self.folder.join(INDEX_FOLDER))).context("the store does not open")
     }
 
     /// The words by which the program is told.
@@ -109,17 +110,19 @@ fn open_disk(folder: &Path, careless: bool) -> Result<Arc<dyn Disk>> {
     Ok(if careless { Arc::new(CarelessDisk::open(folder)?) } else { Arc::new(FolderDisk::open(folder)?) })
 }
 
-/// Opens a store that these tests use: a thread writes, and nothing but the disk bounds it.
+/// Opens a store that these tests use: a thread writes, and nothing but the disk bounds it. `index` is the folder of the
+/// index, if there is to be one.
 ///
 /// # Errors
 /// Its disk fails.
-pub fn open_store(disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<SegmentStore, StoreError> {
+pub fn open_store(disk: Arc<dyn Disk>, segment_bytes: u64, index: Option<PathBuf>) -> Result<SegmentStore, StoreError> {
     let options = Options {
         capacity: u64::MAX >> 1,
         segment_bytes,
         fresh: StoreId([9; 16]),
         clock: Arc::new(|| 1_700_000_000_000),
         threaded: true,
+        index,
     };
     SegmentStore::open(disk, options)
 }

@@ -51,8 +51,8 @@ pub fn segment_bytes(capacity: u64) -> u64 {
     (capacity / 64 / BLOCK as u64 * BLOCK as u64).clamp(SEGMENT_BYTES_LEAST, SEGMENT_BYTES)
 }
 
-/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk. Deletions and
-/// compaction may use it.
+/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk, but two segments at
+/// the least. Deletions and compaction may use it.
 const RESERVE_BYTES: u64 = 512 << 20;
 
 /// Puts between two questions to the disk how much is free.
@@ -374,7 +374,7 @@ impl SegmentStore {
             Some(free) => free,
             None => {
                 let space = self.disk.space()?;
-                let free = space.free.saturating_sub(RESERVE_BYTES.min(space.total / 20));
+                let free = space.free.saturating_sub(self.reserve(space.total));
                 *room = Some(Room { free, used, asked: 0 });
                 free
             }
@@ -383,6 +383,17 @@ impl SegmentStore {
             room.asked += 1;
         }
         Ok(offered.min(free))
+    }
+
+    /// Bytes of a disk that puts leave free. One segment of them is compaction's alone.
+    fn reserve(&self, total: u64) -> u64 {
+        RESERVE_BYTES.min(total / 20).max(2 * self.segment_bytes)
+    }
+
+    /// Whether the disk has no space for words of deletion and heads either: what is left is for compaction, which gives
+    /// back what was deleted before.
+    fn check_space_for_words(&self) -> Result<(), StoreError> {
+        if self.disk.space()?.free < self.segment_bytes { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// Whether space runs out: compaction is then in a hurry, and content with less.
@@ -508,6 +519,7 @@ impl SegmentStore {
         if lock(&self.table).is_uncertain(&key) {
             return self.say_by_copy(key, held);
         }
+        self.check_space_for_words()?;
         let header = RecordHeader {
             generation: entry.generation,
             ..state_header(RecordHeader::bare(kind, key.stripe.0, key.index as u8), &held)
@@ -563,6 +575,7 @@ impl SegmentStore {
         if !kind.is_fact() || payload.len() > PAYLOAD_LIMIT {
             return Err(StoreError::Io(io::Error::other("no record of this kind or length is kept")));
         }
+        self.check_space_for_words()?;
         let _claim = self.busy.claim((kind, key, 0));
         let header = fact_header(kind, key, payload);
         self.log.append(Job::new(&*self.disk, header, &[], &[], payload)).map_err(append_failed)?;
@@ -744,6 +757,7 @@ impl SegmentStore {
         if self.entry(&key).filter(past).is_none() {
             return Ok(false);
         }
+        self.check_space_for_words()?;
         // It ends all before it, also a copy that failed to be written and is there perhaps.
         let header = RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8);
         self.log.append(Job::new(&*self.disk, header, &[], &[], &[])).map_err(append_failed)?;

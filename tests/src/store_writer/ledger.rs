@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use potluck_node::store::segments::SegmentStore;
 use potluck_node::store::segments::format::Kind;
-use potluck_node::store::{Check, ShardKey, ShardState, ShardStore, StoreError};
+use potluck_node::store::{Check, ShardKey, ShardState, StoreError};
 use potluck_proto::id::StripeId;
 
 use super::content::{Content, Stripe};
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn store() -> SegmentStore {
-        open_store(Arc::new(FaultyDisk::new(1, 1 << 30, Faults::default())), 1 << 20).unwrap()
+        open_store(Arc::new(FaultyDisk::new(1, 1 << 30, Faults::default())), 1 << 20, None).unwrap()
     }
 
     fn put(ledger: &Ledger, store: &SegmentStore) {
