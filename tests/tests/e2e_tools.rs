@@ -251,6 +251,6 @@ fn a_store_in_use_and_no_store_at_all() {
         fs::write(made.folder().join(name), [0x5a; 8192]).unwrap();
     }
     let before = made.all();
-    said(&made.run(&["fsck"]), UNCHECKED, &["which store they are of"]);
+    said(&made.run(&["fsck"]), UNCHECKED, &["which store this is"]);
     assert_eq!(before, made.all());
 }

@@ -161,7 +161,7 @@ pub enum CheckError {
     #[error("there is no store here")]
     Empty,
     /// The file that names the store is lost, and no segment says which it is.
-    #[error("segments are there, but neither they nor the file \"store\" say which store they are of")]
+    #[error("neither a segment nor the file \"store\" says which store this is")]
     Nameless,
     /// A newer program wrote it.
     #[error("{0}")]

@@ -311,6 +311,25 @@ fn a_repair_gives_up_what_is_lost_names_the_store_and_ends() {
 }
 
 #[test]
+fn a_repair_says_what_the_disk_did_not_take() {
+    let (disk, _) = filled();
+    let long = of_kind(&disk, Kind::Shard)[1];
+    flip(&disk, 1, long.offset + long.payload_at());
+    let report = look(&disk);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    disk.set_faults(Faults { write: 1.0, ..Faults::default() });
+    let mended = mend(&shared, &report, Arc::new(|| 0)).unwrap();
+    assert_eq!(mended, Mended { failed: 1, ..Mended::default() });
+    disk.set_faults(Faults::default());
+    assert_eq!(standings(&look(&disk)), [(Some(Kind::Shard), Standing::Counts)]);
+    assert_eq!(mend(&shared, &report, Arc::new(|| 0)).unwrap().given_up, 1);
+    // Bits that only a read had wrong.
+    let (disk, _) = filled();
+    let shared: Arc<dyn Disk> = Arc::new(disk);
+    assert_eq!(mend(&shared, &report, Arc::new(|| 0)).unwrap(), Mended { sound: 1, ..Mended::default() });
+}
+
+#[test]
 fn a_lost_name_is_told_by_the_segments() {
     let (disk, _) = filled();
     disk.unlink(STORE_NAME).unwrap();
