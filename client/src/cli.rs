@@ -229,10 +229,7 @@ async fn run(command: Command, root: Options, screen: &Screen) -> anyhow::Result
         }
         // Nodes hear signals themselves: they say goodbye.
         #[cfg(feature = "embedded")]
-        Command::Node(command) => {
-            let code = potluck_node::cli::run(command).await?;
-            Ok(u8::from(code != ExitCode::SUCCESS))
-        }
+        Command::Node(command) => potluck_node::cli::run(command).await,
         #[cfg(feature = "embedded")]
         Command::Demo(demo) => crate::demo::run(demo, screen).await,
         Command::Completions { shell } => {

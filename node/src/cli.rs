@@ -1,13 +1,14 @@
 //! The node's command line, for the binary `potluck-node` and for `potluck node`: thin layers over the library.
 
+mod fsck;
 mod key;
 mod leave;
+mod store;
 mod which;
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ use which::Which;
 /// How long the running node may take to answer its operator.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a command ends with when all was done.
+const DONE: u8 = 0;
+
 /// What an operator does with a node.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -53,6 +57,12 @@ pub enum NodeCommand {
     Lost(StateArgs),
     /// Make this node, which must be stopped, one that invites: it is given the cluster's key from its 24 words
     RestoreKey(RestoreArgs),
+    /// Check the store of a node that is stopped: every byte is read, nothing is changed unless --repair says so
+    #[command(after_help = fsck::EXIT_CODES)]
+    Fsck(fsck::FsckArgs),
+    /// Look into the store of a node that is stopped
+    #[command(subcommand)]
+    Store(store::StoreCommand),
 }
 
 /// Options of `restore-key`. The words come from standard input: an argument would be seen by all users of the machine.
@@ -144,8 +154,8 @@ pub struct StateArgs {
     node: Which,
 }
 
-/// Carries a command out. The error is one line that says each thing once.
-pub async fn run(command: NodeCommand) -> anyhow::Result<ExitCode> {
+/// Carries a command out, and returns what the program ends with. The error is one line that says each thing once.
+pub async fn run(command: NodeCommand) -> anyhow::Result<u8> {
     carry_out(command).await.map_err(|error| anyhow::anyhow!(said_once(&error)))
 }
 
@@ -163,7 +173,7 @@ fn said_once(error: &anyhow::Error) -> String {
     text
 }
 
-async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
+async fn carry_out(command: NodeCommand) -> anyhow::Result<u8> {
     match command {
         NodeCommand::Init(start) => init(start).await,
         NodeCommand::Invite(args) => invite(args).await,
@@ -172,6 +182,10 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
         NodeCommand::Status(args) => status(args).await,
         NodeCommand::Leave(args) => leave::leave(args).await,
         NodeCommand::RestoreKey(args) => key::restore(&args.own.data),
+        NodeCommand::Fsck(args) => Ok(tokio::task::spawn_blocking(move || fsck::fsck(&args)).await?),
+        NodeCommand::Store(store::StoreCommand::Stats(args)) => {
+            tokio::task::spawn_blocking(move || store::stats(&args)).await?
+        }
         NodeCommand::Evict(args) => {
             let (node, text) = declare(&args, true).await?;
             println!(
@@ -179,7 +193,7 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
                  it running, if you can, until 'potluck cluster status' says that all is safe.",
                 node.short()
             );
-            Ok(ExitCode::SUCCESS)
+            Ok(DONE)
         }
         NodeCommand::Lost(args) => {
             let (node, text) = declare(&args, false).await?;
@@ -187,7 +201,7 @@ async fn carry_out(command: NodeCommand) -> anyhow::Result<ExitCode> {
                 "{} is {text}. The others take its place on the ring; if it comes back, it counts again.",
                 node.short()
             );
-            Ok(ExitCode::SUCCESS)
+            Ok(DONE)
         }
     }
 }
@@ -208,7 +222,7 @@ fn keep_settings(config: &Config, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn init(start: Start) -> anyhow::Result<ExitCode> {
+async fn init(start: Start) -> anyhow::Result<u8> {
     let config = start.config.load()?;
     let (cluster_key, cert) = identity::found(&config.data, config.zone.as_deref(), system_clock()(), &mut rng()?)?;
     keep_settings(&config, &start.config.settings)?;
@@ -223,10 +237,10 @@ async fn init(start: Start) -> anyhow::Result<ExitCode> {
         return run_node(config).await;
     }
     println!("Next: potluck node run --data {}", config.data.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
-async fn join_cluster(args: JoinArgs) -> anyhow::Result<ExitCode> {
+async fn join_cluster(args: JoinArgs) -> anyhow::Result<u8> {
     let config = args.start.config.load()?;
     let token: InviteToken = args.token.parse()?;
     let local: IpAddr = match token.addresses.first() {
@@ -243,10 +257,10 @@ async fn join_cluster(args: JoinArgs) -> anyhow::Result<ExitCode> {
         return run_node(config).await;
     }
     println!("Next: potluck node run --data {}", config.data.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
-async fn run_node(config: Config) -> anyhow::Result<ExitCode> {
+async fn run_node(config: Config) -> anyhow::Result<u8> {
     log::start(config.log_format, &config.log)?;
     let text = config.log_format == LogFormat::Text;
     let parts = Parts::real(&config);
@@ -264,7 +278,7 @@ async fn run_node(config: Config) -> anyhow::Result<ExitCode> {
         () = node.stop() => {}
         _ = tokio::signal::ctrl_c() => bail!("ended before all was finished; nothing acknowledged is lost"),
     }
-    ended.map(|()| ExitCode::SUCCESS)
+    ended.map(|()| DONE)
 }
 
 /// Speaks to the running node of a data folder with that node's own key.
@@ -338,7 +352,7 @@ impl Operator {
     }
 }
 
-async fn invite(args: InviteArgs) -> anyhow::Result<ExitCode> {
+async fn invite(args: InviteArgs) -> anyhow::Result<u8> {
     let operator = Operator::connect(&args.own.data)?;
     if let Some(quota) = args.quota {
         eprintln!(
@@ -363,14 +377,14 @@ async fn invite(args: InviteArgs) -> anyhow::Result<ExitCode> {
             eprintln!("\nIt can be redeemed once, within {}: {next} TOKEN", args.valid_for);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
-async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
+async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     let status = Operator::connect(&args.own.data)?.status().await?;
     if args.json {
         println!("{:#}", status_json(&status));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(DONE);
     }
     let node = NodeId::from_slice(&status.node).map(|node| node.to_string()).unwrap_or_default();
     let row = |name: &str, value: String| println!("{name:<12} {value}");
@@ -422,7 +436,7 @@ async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
         row("leaving", format!("{} shards still here", status.shards));
     }
     row("http", if status.http.is_empty() { "off".into() } else { format!("http://{}/metrics", status.http) });
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
 async fn declare(args: &StateArgs, evict: bool) -> anyhow::Result<(NodeId, String)> {

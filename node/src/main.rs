@@ -16,7 +16,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     match cli::run(Arguments::parse().command).await {
-        Ok(code) => code,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("potluck-node: {error:#}");
             ExitCode::FAILURE

@@ -2,11 +2,11 @@
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::Context;
 use potluck_proto::key::SecretKey;
 
+use super::DONE;
 use crate::identity;
 
 /// Longest input that can be 24 words, in bytes.
@@ -24,7 +24,7 @@ pub(super) fn show(key: &SecretKey) -> anyhow::Result<()> {
 }
 
 /// Reads the words and gives the node the key.
-pub(super) fn restore(folder: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn restore(folder: &Path) -> anyhow::Result<u8> {
     let input = std::io::stdin();
     if input.is_terminal() {
         eprintln!("Type or paste the 24 words of the cluster's key, then press Ctrl-D on a line of its own:");
@@ -33,7 +33,7 @@ pub(super) fn restore(folder: &Path) -> anyhow::Result<ExitCode> {
     input.lock().take(INPUT_LIMIT).read_to_string(&mut text).context("the words cannot be read")?;
     let cert = identity::restore_cluster_key(folder, &seed(&text)?)?;
     println!("Node {} has the key of cluster {}: it can invite.", cert.node().short(), cert.cluster().short());
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
 /// The key's seed from words as they were shown: numbers between them, line breaks and capitals do not matter.

@@ -1,13 +1,12 @@
 //! `potluck node leave`: puts the node on its way out and watches it until it may be switched off.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use potluck_proto::wire::{self, admin};
 use tokio::time::Instant;
 
-use super::{LeaveArgs, Operator};
+use super::{DONE, LeaveArgs, Operator};
 use crate::config::human::rough;
 
 /// Time between two looks at a leaving node.
@@ -16,7 +15,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// After how long without progress the operator is told so, again and again.
 const STALL: Duration = Duration::from_secs(60);
 
-pub(super) async fn leave(args: LeaveArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
     let operator = Operator::connect(&args.own.data)?;
     let reply = operator.admin(admin::Kind::Leave(admin::Leave {})).await?;
     if !reply.text.is_empty() {
@@ -26,7 +25,7 @@ pub(super) async fn leave(args: LeaveArgs) -> anyhow::Result<ExitCode> {
         println!(
             "The node is leaving. Watch it with 'potluck node status', and keep it running until that says that it has left."
         );
-        return Ok(ExitCode::SUCCESS);
+        return Ok(DONE);
     }
     eprintln!(
         "The node is leaving. Ctrl-C ends this watching, not the leaving; keep the node running until it has left."
@@ -38,7 +37,7 @@ pub(super) async fn leave(args: LeaveArgs) -> anyhow::Result<ExitCode> {
             operator.status().await.context("the watching has ended, the leaving goes on while the node runs")?;
         if status.left {
             println!("The node is empty and has left, and others know: it may be switched off.");
-            return Ok(ExitCode::SUCCESS);
+            return Ok(DONE);
         }
         if shown != Some(status.shards) {
             (shown, moved) = (Some(status.shards), Instant::now());

@@ -7,6 +7,7 @@
 //! A shard that proves damaged is ended by a record that says so, and counts as missing. One that the disk does not give
 //! stays, counts as missing too, and is tried again.
 
+pub mod check;
 pub mod compaction;
 pub mod disk;
 pub mod format;

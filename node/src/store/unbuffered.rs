@@ -50,6 +50,13 @@ impl Disk {
         }
     }
 
+    /// For a folder in which nothing is to be written: a file of it, if there is one, shows what the file system can do.
+    pub(in crate::store) fn to_read(sample: Option<&Path>) -> Self {
+        let disk = Self { direct: true, pool: Pool::new(KEPT) };
+        let direct = sample.is_none_or(|path| disk.open(path).and_then(|file| disk.read(&file, 0..1)).is_ok());
+        Self { direct, ..disk }
+    }
+
     /// Opens a file for [`Disk::read`].
     pub(in crate::store) fn open(&self, path: &Path) -> io::Result<File> {
         let flags = if self.direct { OFlags::DIRECT } else { OFlags::empty() };

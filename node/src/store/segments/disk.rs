@@ -5,7 +5,7 @@
 
 pub mod faults;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,15 @@ use potluck_proto::buffers::Pool;
 
 use crate::durable;
 use crate::store::unbuffered;
+
+/// The folder of the store in a node's data folder.
+pub const STORE_FOLDER: &str = "store";
+
+/// The folder of the index in the store's folder.
+pub const INDEX_FOLDER: &str = "index";
+
+/// The file in the store's folder that keeps a second process out.
+const LOCK: &str = "lock";
 
 /// Space on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +79,12 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 
-/// A folder of the file system, past the page cache where it can.
+/// A folder of the file system, past the page cache where it can. A second process is kept out of it while this lives.
 pub struct FolderDisk {
     folder: PathBuf,
     disk: Arc<unbuffered::Disk>,
+    /// Held, never read: closing the file ends the lock.
+    _lock: Option<File>,
 }
 
 struct FolderFile {
@@ -82,13 +93,44 @@ struct FolderFile {
 }
 
 impl FolderDisk {
-    /// Makes the folder if it is not there, and tries what its file system can do.
+    /// Makes the folder if it is not there, locks it, and tries what its file system can do. An error of the kind
+    /// [`io::ErrorKind::WouldBlock`] says that another process has it.
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         if let Some(parent) = folder.parent() {
             durable::sync_folder(parent)?;
         }
-        Ok(Self { folder: folder.into(), disk: Arc::new(unbuffered::Disk::new(folder)?) })
+        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
+        locked(folder, lock.try_lock())?;
+        Ok(Self { folder: folder.into(), disk: Arc::new(unbuffered::Disk::new(folder)?), _lock: Some(lock) })
+    }
+
+    /// To look at a folder in which nothing is to change: it is not made, and nothing is tried out by writing. Others may
+    /// look at the same time; a process that writes is kept out, or keeps this one out, as with [`FolderDisk::open`].
+    pub fn open_to_read(folder: &Path) -> io::Result<Self> {
+        let lock = match File::open(folder.join(LOCK)) {
+            // Nobody has ever locked it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            file => Some(file?),
+        };
+        if let Some(lock) = &lock {
+            locked(folder, lock.try_lock_shared())?;
+        }
+        let mut files = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
+        let sample = files.find(|path| path.is_file() && path.file_name().is_some_and(|name| name != LOCK));
+        let disk = unbuffered::Disk::to_read(sample.as_deref());
+        Ok(Self { folder: folder.into(), disk: Arc::new(disk), _lock: lock })
+    }
+}
+
+fn locked(folder: &Path, tried: Result<(), TryLockError>) -> io::Result<()> {
+    match tried {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("{} is in use by another process: stop that one first", folder.display());
+            Err(io::Error::new(io::ErrorKind::WouldBlock, text))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -107,7 +149,7 @@ impl Disk for FolderDisk {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             // Names of ours are plain; what is not is not ours.
-            names.extend(entry?.file_name().into_string().ok());
+            names.extend(entry?.file_name().into_string().ok().filter(|name| name != LOCK));
         }
         names.sort();
         Ok(names)
@@ -226,5 +268,27 @@ mod tests {
             assert_eq!(disk.list().unwrap(), ["small"]);
             assert!(disk.space().unwrap().free > 0);
         }
+    }
+
+    #[test]
+    fn a_folder_has_one_writer_or_many_readers() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("store");
+        assert_eq!(FolderDisk::open_to_read(&folder).err().unwrap().kind(), io::ErrorKind::NotFound);
+        let writer = FolderDisk::open(&folder).unwrap();
+        for second in [FolderDisk::open(&folder), FolderDisk::open_to_read(&folder)] {
+            let error = second.err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert!(error.to_string().contains("in use by another process"), "{error}");
+        }
+        replace(&writer, "a", &noise(BLOCK)).unwrap();
+        let direct = writer.describe();
+        drop(writer);
+        let readers = [FolderDisk::open_to_read(&folder).unwrap(), FolderDisk::open_to_read(&folder).unwrap()];
+        assert_eq!(readers[0].describe(), direct);
+        assert_eq!(readers[1].open("a").unwrap().read_at(0..BLOCK as u64).unwrap(), noise(BLOCK));
+        assert_eq!(FolderDisk::open(&folder).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        drop(readers);
+        FolderDisk::open(&folder).unwrap();
     }
 }

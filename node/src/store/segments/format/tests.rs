@@ -296,3 +296,46 @@ proptest! {
         prop_assert!(decode_footer(&bytes, &seal).is_err());
     }
 }
+
+proptest! {
+    /// Any bytes, whole blocks of them, and with a checksum that fits: a decoder takes them or refuses them, and what it
+    /// takes it writes back the same.
+    #[test]
+    fn decoders_take_any_bytes(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..3 * BLOCK), dress in 0u8..6,
+        place in any::<(u64, u64)>(), count in any::<u32>(),
+    ) {
+        let dressed: Option<(&[u8; 8], usize)> = match dress {
+            0 => Some((b"potsegmt", 42)),
+            1 => Some((b"potseald", 86)),
+            2 => Some((b"potrecrd", RECORD_LEN - CHECKSUM_LEN)),
+            _ => None,
+        };
+        if let Some((magic, len)) = dressed.filter(|(_, len)| bytes.len() >= len + CHECKSUM_LEN) {
+            bytes[..8].copy_from_slice(magic);
+            bytes[8..10].copy_from_slice(&[1, 0]);
+            let checksum = blake3::hash(&bytes[..len]);
+            bytes[len..len + CHECKSUM_LEN].copy_from_slice(checksum.as_bytes());
+            if dress < 2 {
+                let end = bytes.len().min(BLOCK);
+                bytes[len + CHECKSUM_LEN..end].fill(0);
+            }
+        }
+        if let Ok(header) = SegmentHeader::decode(&bytes) {
+            prop_assert_eq!(header.encode(), &bytes[..BLOCK]);
+        }
+        if let Ok(seal) = Seal::decode(&bytes) {
+            prop_assert_eq!(seal.encode(), &bytes[..BLOCK]);
+        }
+        if let Ok(header) = RecordHeader::decode(&bytes) {
+            prop_assert_eq!(&header.encode()[..], &bytes[..RECORD_LEN]);
+            let _ = decode_front(&header, &bytes);
+        }
+        let _ = Record::decode(&bytes, STORE, place.0, place.1);
+        let seal = Seal { store: STORE, segment: place.0, footer: place.1, count, headers: Digest::of(&bytes), len: 0 };
+        prop_assert!(decode_footer(&bytes, &seal).is_err());
+        let entries = (bytes.len() / RECORD_LEN) as u32;
+        let fitting = Seal { count: entries, ..seal };
+        prop_assert!(entries == 0 || decode_footer(&bytes, &fitting).is_err());
+    }
+}
