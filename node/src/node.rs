@@ -37,7 +37,7 @@ use crate::repair::rebuild::Budget;
 use crate::repair::survey::{self, Tally};
 use crate::service::NodeService;
 use crate::store::StoreError;
-use crate::store::segments::disk::{Disk, FolderDisk};
+use crate::store::segments::disk::{Disk, FolderDisk, INDEX_FOLDER, STORE_FOLDER};
 use crate::store::segments::format::StoreId;
 use crate::store::segments::{Options, SegmentStore, segment_bytes};
 use crate::{WallClock, durable, earlier, upkeep};
@@ -74,12 +74,6 @@ pub fn bind_udp(address: SocketAddr) -> Bind {
 
 /// Opens the shard store of a data folder.
 pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<SegmentStore>, StoreError> + Send + Sync>;
-
-/// The folder of the store in a data folder.
-pub const STORE_FOLDER: &str = "store";
-
-/// The folder of sled's index in the store's: it can be deleted at any time while the node is stopped.
-pub const INDEX_FOLDER: &str = "index";
 
 /// The log in the data folder, written by a thread, and sled's index over it.
 #[must_use]

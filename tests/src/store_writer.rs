@@ -18,9 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use potluck_node::node::INDEX_FOLDER;
 use potluck_node::store::segments::compaction::CompactError;
-use potluck_node::store::segments::disk::{Disk, FolderDisk};
+use potluck_node::store::segments::disk::{Disk, FolderDisk, INDEX_FOLDER};
 use potluck_node::store::segments::format::{Kind, StoreId};
 use potluck_node::store::segments::log::AppendError;
 use potluck_node::store::segments::{Options, SegmentStore};

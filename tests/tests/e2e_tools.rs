@@ -16,7 +16,7 @@ use potluck_node::store::segments::format::{Kind, RecordHeader, SegmentHeader, S
 use potluck_node::store::segments::log::segment_name;
 use potluck_node::store::segments::recovery::read_segment;
 use potluck_node::store::segments::{Options, SegmentStore};
-use potluck_node::store::{ShardKey, ShardStore, StoreError};
+use potluck_node::store::{ShardKey, StoreError};
 use potluck_proto::blocks::chaining_values;
 use potluck_proto::cert::{DeviceCert, Rights};
 use potluck_proto::id::Digest;
@@ -50,7 +50,8 @@ struct Made {
 fn open(data: &Path) -> SegmentStore {
     let disk: Arc<dyn Disk> = Arc::new(FolderDisk::open(&data.join(STORE_FOLDER)).unwrap());
     let clock = Arc::new(|| 1_700_000_000_000);
-    let options = Options { capacity: 1 << 40, segment_bytes: 8 << 20, fresh: STORE, clock, threaded: true };
+    let options =
+        Options { capacity: 1 << 40, segment_bytes: 8 << 20, fresh: STORE, clock, threaded: true, index: None };
     SegmentStore::open(disk, options).unwrap()
 }
 

@@ -209,7 +209,7 @@ impl Report {
     /// Shards in the trash.
     #[must_use]
     pub fn trashed(&self) -> u64 {
-        self.table.expired(u64::MAX, None, usize::MAX).len() as u64
+        self.table.trashed() as u64
     }
 }
 

@@ -659,6 +659,12 @@ impl Table {
         self.bytes + self.records * RECORD_LEN as u64 + self.segments.len() as u64 * 2 * BLOCK as u64
     }
 
+    /// Shards in the trash.
+    #[must_use]
+    pub fn trashed(&self) -> usize {
+        self.trash.len()
+    }
+
     /// Words of deletion that are kept.
     #[must_use]
     pub fn tombs(&self) -> usize {

@@ -8,7 +8,7 @@ use crate::store::segments::disk::Disk;
 use crate::store::segments::log::Clock;
 use crate::store::segments::table::Place;
 use crate::store::segments::{Options, SegmentStore};
-use crate::store::{ShardKey, ShardStore, StoreError};
+use crate::store::{ShardKey, StoreError};
 
 /// Length of the segments that a repair writes, in bytes: enough for many words of deletion, and little to set aside on
 /// a disk that may be full.
@@ -51,8 +51,14 @@ pub fn mend(disk: &Arc<dyn Disk>, report: &Report, clock: Clock) -> Result<Mende
     if damaged.is_empty() && !mended.named {
         return Ok(mended);
     }
-    let options =
-        Options { capacity: u64::MAX, segment_bytes: SEGMENT_BYTES, fresh: report.store, clock, threaded: false };
+    let options = Options {
+        capacity: u64::MAX,
+        segment_bytes: SEGMENT_BYTES,
+        fresh: report.store,
+        clock,
+        threaded: false,
+        index: None,
+    };
     let store = SegmentStore::open(disk.clone(), options)?;
     let mut given_up = Vec::new();
     for (key, place) in damaged {

@@ -1,12 +1,12 @@
 //! Every damaged byte is found, nothing is written by looking, and what is said of it is so.
 
 use super::*;
-use crate::store::files::tests::stripe;
+use crate::store::StoreError;
 use crate::store::segments::disk::faults::{Faults, FaultyDisk};
 use crate::store::segments::format::{RECORD_LEN, Seal};
 use crate::store::segments::tests::options;
+use crate::store::segments::tests::stripe;
 use crate::store::segments::{SegmentStore, format::Record};
-use crate::store::{ShardStore, StoreError};
 use potluck_proto::blocks::chaining_values;
 use std::sync::Arc;
 
