@@ -23,7 +23,7 @@ fn head<'a>(log: &Log, vault: u8, payload: &'a [u8]) -> Job<'a> {
 
 /// Appends a head of so many bytes.
 fn append(log: &Log, vault: u8, len: usize) -> Outcome {
-    append(log, vault, &vec![vault; len])
+    log.append(head(log, vault, &vec![vault; len]))
 }
 
 /// All records of a disk's segments, the padding left out.
