@@ -78,9 +78,14 @@ fn copy(to: &mut [u8], parts: &[&[u8]]) -> usize {
 #[derive(Default)]
 pub(super) struct Told {
     outcome: OnceLock<Result<Written, AppendError>>,
-    lock: Mutex<()>,
+    /// How many wait.
+    waiting: Mutex<usize>,
     told: Condvar,
 }
+
+/// How many of those who wait each wakes who was woken: to wake all would keep the writer from the disk for longer than a
+/// small batch takes.
+const WAKES: usize = 2;
 
 impl Told {
     pub(super) fn get(&self) -> Option<&Result<Written, AppendError>> {
@@ -88,23 +93,26 @@ impl Told {
     }
 
     pub(super) fn wait(&self) -> &Result<Written, AppendError> {
-        let mut guard = lock(&self.lock);
+        let mut waiting = lock(&self.waiting);
         loop {
             if let Some(outcome) = self.outcome.get() {
+                let others = (*waiting).min(WAKES);
+                drop(waiting);
+                (0..others).for_each(|_| self.told.notify_one());
                 return outcome;
             }
-            guard = self.told.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            *waiting += 1;
+            waiting = self.told.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            *waiting -= 1;
         }
     }
 
     /// Only what is told first counts.
     fn tell(&self, outcome: Result<Written, AppendError>) {
-        {
-            let _guard = lock(&self.lock);
-            let _ = self.outcome.set(outcome);
-        }
-        // All at once, in one call.
-        self.told.notify_all();
+        let waiting = lock(&self.waiting);
+        let _ = self.outcome.set(outcome);
+        drop(waiting);
+        self.told.notify_one();
     }
 }
 

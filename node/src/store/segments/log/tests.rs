@@ -161,3 +161,28 @@ fn a_thread_writes_for_many_and_what_waits_is_bounded() {
     assert_eq!(records(&disk).len(), 200);
     assert!(disk.syncs() < 400);
 }
+
+#[test]
+fn all_who_wait_for_a_batch_are_woken_and_full_segments_are_sealed() {
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let log = log(&disk, 256 << 10);
+    let writer = std::thread::spawn({
+        let log = log.clone();
+        move || log.run()
+    });
+    std::thread::scope(|scope| {
+        for worker in 0..64 {
+            let log = &log;
+            scope.spawn(move || (0..40).for_each(|_| assert!(append(log, worker, 1_000).is_ok())));
+        }
+    });
+    log.close();
+    writer.join().unwrap();
+    log.finish();
+    // Neither is one left that was made ahead.
+    for name in disk.list().unwrap() {
+        let file = disk.open(&name).unwrap();
+        assert!(read_segment(&*file, STORE, segment_number(&name).unwrap()).unwrap().sealed, "{name}");
+    }
+    assert_eq!(records(&disk).len(), 64 * 40);
+}
