@@ -10,14 +10,20 @@ mod putget;
 pub mod quic;
 mod repair;
 mod ring;
+pub mod store;
 
 use std::fmt::Write as _;
 
 /// A benchmark's name and what runs it.
 type Bench = (&'static str, fn(Effort) -> anyhow::Result<Vec<Figure>>);
 
-const BENCHES: &[Bench] =
-    &[("ring", ring::run), ("putget", putget::run), ("memory", memory::run), ("repair", repair::run)];
+const BENCHES: &[Bench] = &[
+    ("ring", ring::run),
+    ("putget", putget::run),
+    ("memory", memory::run),
+    ("repair", repair::run),
+    ("store", store::run),
+];
 
 /// How much work to put into a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

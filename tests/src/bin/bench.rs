@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use potluck_node::config::human::ByteSize;
-use potluck_tests::bench::{self, Effort, quic};
+use potluck_tests::bench::{self, Effort, quic, store};
 
 /// Measures one part of Potluck beside its floor.
 #[derive(Parser)]
@@ -26,9 +26,17 @@ struct Arguments {
 
 fn main() -> anyhow::Result<ExitCode> {
     // The other end of a measurement: this program, started by itself.
-    if std::env::args().nth(1).as_deref() == Some(quic::PEER) {
-        quic::peer()?;
-        return Ok(ExitCode::SUCCESS);
+    let all: Vec<String> = std::env::args().skip(1).collect();
+    match all.first().map(String::as_str) {
+        Some(quic::PEER) => {
+            quic::peer()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(store::child::CHILD) => {
+            store::child::main(&all[1..])?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
     }
     let arguments = Arguments::parse();
     let effort = match arguments.size {

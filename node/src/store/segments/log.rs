@@ -1,8 +1,11 @@
 //! The one writer of a store.
 //!
-//! What is to be written waits in a queue that is bounded in bytes. The writer takes what is there, up to a bound and
-//! without waiting for more, writes it at once, syncs once, tells the table, and then those who wait. While it syncs the
-//! next batch gathers, so the busier the disk the larger the batches.
+//! What is to be written waits in a queue that is bounded in bytes, gathered in batches: whoever brings a short record
+//! copies it to its place behind the others. The writer takes the first batch, without waiting for more, fills in the
+//! headers, writes it at once, syncs once, tells the table, and then those who wait. While it syncs the next batch gathers,
+//! so the busier the disk the larger the batches.
+//!
+//! Another thread ([`chores`]) seals what is full and has the next segment ready, so that puts wait for neither.
 //!
 //! A write or sync that fails ends the segment: what of that batch is on disk is not known, so nothing more is written
 //! behind it, those who wait are told, and the next batch begins a new segment. Nothing is tried again as if nothing had
@@ -10,28 +13,24 @@
 //!
 //! Without a thread the first who waits writes for all; a simulation needs no more.
 
-use std::collections::VecDeque;
+mod batch;
+mod chores;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use potluck_proto::buffers::Buffer;
 use potluck_proto::id::Digest;
 
+pub use self::batch::Job;
+use self::batch::{Batch, Queue, Told, Written};
+use self::chores::Chores;
 use super::disk::{Disk, DiskFile};
-use super::format::{
-    BLOCK, Kind, RECORD_LEN, RECORDS_LIMIT, RecordHeader, Seal, SegmentHeader, StoreId, encode_footer,
-};
+use super::format::{BLOCK, Kind, RECORD_LEN, RECORDS_LIMIT, RecordHeader, Seal, SegmentHeader, StoreId};
 use super::table::Table;
 
 /// Bytes of records that may wait; who brings more waits before.
 const QUEUE_BYTES: usize = 32 << 20;
-
-/// Bytes written with one sync: a few milliseconds of a fast disk. One record may be longer.
-const BATCH_BYTES: usize = 8 << 20;
-
-/// Records written with one sync.
-const BATCH_RECORDS: usize = 512;
 
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -76,80 +75,19 @@ impl AppendError {
     }
 }
 
-/// A record to be written. Sequence, place, time and, where it is 0, generation of its header are the writer's to fill in.
-pub struct Job {
-    header: RecordHeader,
-    bytes: Buffer,
-    /// Whether the table is told; else whoever waits tells it.
-    tell: bool,
-}
-
-impl Job {
-    /// A record of these parts. They are copied once, to memory that the disk can write as it lies.
-    #[must_use]
-    pub fn new(disk: &dyn Disk, header: RecordHeader, stripe: &[u8], tree: &[u8], payload: &[u8]) -> Self {
-        let mut bytes = disk.pool().take(header.extent() as usize);
-        let mut at = RECORD_LEN;
-        for part in [stripe, tree] {
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        let payload_at = header.payload_at() as usize;
-        let end = payload_at + payload.len();
-        bytes[at..payload_at].fill(0);
-        bytes[payload_at..end].copy_from_slice(payload);
-        bytes[end..].fill(0);
-        Self { header, bytes, tell: true }
-    }
-
-    /// The table is told by whoever waits, once he has seen that the record is sound.
-    #[must_use]
-    pub fn untold(self) -> Self {
-        Self { tell: false, ..self }
-    }
-}
-
 type Outcome = Result<RecordHeader, AppendError>;
 
-#[derive(Default)]
-struct Waiter {
-    outcome: Mutex<Option<Outcome>>,
-    told: Condvar,
+/// One record of a batch, for whoever waits for it.
+struct Ticket {
+    told: Arc<Told>,
+    long: bool,
+    place: usize,
 }
 
-impl Waiter {
-    fn tell(&self, outcome: Outcome) {
-        *lock(&self.outcome) = Some(outcome);
-        self.told.notify_all();
+impl Ticket {
+    fn outcome(&self, told: &Result<Written, AppendError>) -> Outcome {
+        told.as_ref().map(|written| written.header(self.long, self.place)).map_err(Clone::clone)
     }
-
-    fn wait(&self) -> Outcome {
-        let mut outcome = lock(&self.outcome);
-        loop {
-            match outcome.take() {
-                Some(done) => return done,
-                None => outcome = self.told.wait(outcome).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-}
-
-/// Someone waits for this to be kept; that it is dropped he is told too.
-struct Promise(Arc<Waiter>);
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        // He has taken it, or it is there to be taken, if nothing went wrong: then this is seen by nobody.
-        lock(&self.0.outcome).get_or_insert(Err(AppendError::Closed));
-        self.0.told.notify_all();
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<(Job, Promise)>,
-    bytes: usize,
-    closed: bool,
 }
 
 /// The segment that is written.
@@ -157,7 +95,15 @@ struct Active {
     file: Arc<dyn DiskFile>,
     segment: u64,
     position: u64,
-    headers: Vec<RecordHeader>,
+    /// The headers of its records, one after the other, as its footer will repeat them.
+    footer: Vec<u8>,
+}
+
+impl Active {
+    /// Records in it.
+    fn count(&self) -> usize {
+        self.footer.len() / RECORD_LEN
+    }
 }
 
 struct Writer {
@@ -178,6 +124,7 @@ pub struct Log {
     /// There is room in the queue again.
     emptied: Condvar,
     writer: Mutex<Writer>,
+    chores: Chores,
     threaded: AtomicBool,
     failures: AtomicU64,
     /// The segment that is written, or 0.
@@ -209,6 +156,7 @@ impl Log {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             writer: Mutex::new(Writer { active: None, next_segment }),
+            chores: Chores::default(),
             threaded: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             active: AtomicU64::new(0),
@@ -235,21 +183,38 @@ impl Log {
         impl Drop for Closing<'_> {
             fn drop(&mut self) {
                 self.0.close();
-                lock(&self.0.queue).jobs.clear();
+                lock(&self.0.queue).clear();
+                self.0.chores.close();
             }
         }
-        let _closing = Closing(self);
-        self.threaded.store(true, Ordering::Release);
+        std::thread::scope(|scope| {
+            let _closing = Closing(self);
+            let other = std::thread::Builder::new().name("store segments".into());
+            // Without it all is done here.
+            if let Err(error) = other.spawn_scoped(scope, || self.do_chores()) {
+                tracing::warn!(%error, "segments are sealed and begun while puts wait");
+                self.chores.close();
+            }
+            self.threaded.store(true, Ordering::Release);
+            while let Some(batch) = self.next_batch() {
+                self.write_batch(&mut lock(&self.writer), batch);
+            }
+        });
+    }
+
+    /// Waits for a batch; `None` once the log was closed and nothing waits.
+    fn next_batch(&self) -> Option<Batch> {
+        let mut queue = lock(&self.queue);
         loop {
-            let mut queue = lock(&self.queue);
-            while queue.jobs.is_empty() && !queue.closed {
-                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            if let Some(batch) = self.take_batch(&mut queue) {
+                return Some(batch);
             }
-            if queue.jobs.is_empty() {
-                return;
+            if queue.closed {
+                return None;
             }
-            drop(queue);
-            self.write_batch(&mut lock(&self.writer));
+            queue.idle = true;
+            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle = false;
         }
     }
 
@@ -269,100 +234,92 @@ impl Log {
     }
 
     /// Writes a record; it is on disk, and in the table, when this returns its header.
-    pub fn append(&self, job: Job) -> Outcome {
-        self.enqueue(job).and_then(|waiter| self.wait(&waiter))
+    pub fn append(&self, job: Job<'_>) -> Outcome {
+        self.enqueue(job).and_then(|ticket| self.wait(&ticket))
     }
 
     /// Writes records, most often with one sync.
-    pub fn append_all(&self, jobs: Vec<Job>) -> Vec<Outcome> {
-        let waiters: Vec<_> = jobs.into_iter().map(|job| self.enqueue(job)).collect();
-        waiters.into_iter().map(|waiter| waiter.and_then(|waiter| self.wait(&waiter))).collect()
+    pub fn append_all(&self, jobs: Vec<Job<'_>>) -> Vec<Outcome> {
+        let tickets: Vec<_> = jobs.into_iter().map(|job| self.enqueue(job)).collect();
+        tickets.into_iter().map(|ticket| ticket.and_then(|ticket| self.wait(&ticket))).collect()
     }
 
     fn is_threaded(&self) -> bool {
         self.threaded.load(Ordering::Acquire)
     }
 
-    fn enqueue(&self, job: Job) -> Result<Arc<Waiter>, AppendError> {
-        let waiter = Arc::new(Waiter::default());
+    fn enqueue(&self, job: Job<'_>) -> Result<Ticket, AppendError> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.closed {
                 return Err(AppendError::Closed);
             }
-            if queue.bytes == 0 || queue.bytes + job.bytes.len() <= QUEUE_BYTES {
+            if queue.bytes == 0 || queue.bytes + job.len() <= QUEUE_BYTES {
                 break;
             }
             if self.is_threaded() {
+                queue.crowded += 1;
                 queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.crowded -= 1;
             } else {
                 drop(queue);
-                self.write_batch(&mut lock(&self.writer));
+                self.write_next(&mut lock(&self.writer));
                 queue = lock(&self.queue);
             }
         }
-        queue.bytes += job.bytes.len();
-        queue.jobs.push_back((job, Promise(waiter.clone())));
+        let ticket = queue.add(job, self.disk.pool());
+        let idle = queue.idle;
         drop(queue);
-        self.filled.notify_one();
-        Ok(waiter)
+        if idle {
+            self.filled.notify_one();
+        }
+        Ok(ticket)
     }
 
-    fn wait(&self, waiter: &Waiter) -> Outcome {
+    fn wait(&self, ticket: &Ticket) -> Outcome {
         while !self.is_threaded() {
             let mut writer = lock(&self.writer);
             // Whoever had the writer before may have written this too.
-            if let Some(outcome) = lock(&waiter.outcome).take() {
-                return outcome;
+            if let Some(told) = ticket.told.get() {
+                return ticket.outcome(told);
             }
-            self.write_batch(&mut writer);
+            self.write_next(&mut writer);
         }
-        waiter.wait()
+        ticket.outcome(ticket.told.wait())
     }
 
-    fn take_batch(&self) -> Vec<(Job, Promise)> {
-        let mut queue = lock(&self.queue);
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while let Some((job, _)) = queue.jobs.front() {
-            if !batch.is_empty() && (bytes + job.bytes.len() > BATCH_BYTES || batch.len() >= BATCH_RECORDS) {
-                break;
-            }
-            bytes += job.bytes.len();
-            batch.extend(queue.jobs.pop_front());
+    fn take_batch(&self, queue: &mut Queue) -> Option<Batch> {
+        let batch = queue.take()?;
+        if queue.crowded > 0 {
+            self.emptied.notify_all();
         }
-        queue.bytes -= bytes;
-        drop(queue);
-        self.emptied.notify_all();
-        batch
+        Some(batch)
     }
 
-    fn write_batch(&self, writer: &mut Writer) {
-        let mut batch = self.take_batch();
-        if batch.is_empty() {
-            return;
+    fn write_next(&self, writer: &mut Writer) {
+        let batch = self.take_batch(&mut lock(&self.queue));
+        if let Some(batch) = batch {
+            self.write_batch(writer, batch);
         }
-        // Short records stand together, each longer one begins at a block. Records of one batch have no order among them.
-        batch.sort_by_key(|(job, _)| job.header.is_aligned());
+    }
+
+    fn write_batch(&self, writer: &mut Writer, mut batch: Batch) {
         let written = self.write(writer, &mut batch);
-        for (job, promise) in batch {
-            promise.0.tell(written.clone().map(|()| job.header));
-        }
+        batch.tell(written);
     }
 
     /// Writes and syncs a batch, then tells the table.
-    fn write(&self, writer: &mut Writer, batch: &mut [(Job, Promise)]) -> Result<(), AppendError> {
-        let short: u64 =
-            batch.iter().filter(|(job, _)| !job.header.is_aligned()).map(|(job, _)| job.header.extent()).sum();
-        let padding = padding_for(short);
-        let long: u64 =
-            batch.iter().filter(|(job, _)| job.header.is_aligned()).map(|(job, _)| job.header.extent()).sum();
-        let bytes = short + padding + long;
+    fn write(&self, writer: &mut Writer, batch: &mut Batch) -> Result<Written, AppendError> {
+        let padding = padding_for(batch.short_bytes());
+        let bytes = batch.short_bytes() + padding + batch.long_bytes();
         let fits = |active: &Active| {
-            active.position + bytes <= self.segment_bytes && active.headers.len() + batch.len() < RECORDS_LIMIT
+            active.position + bytes <= self.segment_bytes && active.count() + batch.count() < RECORDS_LIMIT
         };
         if let Some(full) = writer.active.take_if(|active| !fits(active)) {
             self.active.store(0, Ordering::Release);
-            self.seal(full);
+            if let Some(full) = self.chores.seal(full) {
+                self.seal(full);
+            }
         }
         if writer.active.is_none() {
             writer.active = Some(self.begin(writer, bytes).map_err(|error| {
@@ -373,53 +330,25 @@ impl Log {
         // Back in its place once all went well: what panics ends the segment as well.
         let Some(mut active) = writer.active.take() else { return Err(AppendError::Closed) };
 
-        let mut headers = Vec::with_capacity(batch.len() + 1);
-        let mut gathered = self.disk.pool().take((short + padding) as usize);
-        let mut at = 0;
-        let mut place = |mut header: RecordHeader, headers: &mut Vec<RecordHeader>| {
-            header.sequence = (active.segment << 32) | (active.headers.len() + headers.len()) as u64;
+        let (time_ms, mut at) = ((self.clock)(), active.position);
+        let written = batch.place(padding, |header, bytes| {
+            header.sequence = (active.segment << 32) | active.count() as u64;
             if header.generation == 0 {
                 header.generation = header.sequence;
             }
-            (header.store, header.segment, header.offset) = (self.store, active.segment, active.position + at);
-            header.time_ms = (self.clock)();
+            (header.store, header.segment, header.offset, header.time_ms) = (self.store, active.segment, at, time_ms);
             at += header.extent();
-            headers.push(header);
-            header
-        };
-        let (shorts, longs) = batch.split_at_mut(batch.partition_point(|(job, _)| !job.header.is_aligned()));
-        let mut filled = 0;
-        for (job, _) in shorts {
-            job.header = place(job.header, &mut headers);
-            job.bytes[..RECORD_LEN].copy_from_slice(&job.header.encode());
-            gathered[filled..filled + job.bytes.len()].copy_from_slice(&job.bytes);
-            filled += job.bytes.len();
-        }
-        if padding > 0 {
-            gathered[filled..].fill(0);
-            let payload = &gathered[filled + RECORD_LEN..];
-            let header = RecordHeader {
-                payload_len: payload.len() as u32,
-                payload: Digest::of(payload),
-                ..RecordHeader::bare(Kind::Padding, [0; 32], 0)
-            };
-            let header = place(header, &mut headers);
-            gathered[filled..filled + RECORD_LEN].copy_from_slice(&header.encode());
-        }
-        for (job, _) in &mut *longs {
-            job.header = place(job.header, &mut headers);
-            job.bytes[..RECORD_LEN].copy_from_slice(&job.header.encode());
-        }
-        let mut parts: Vec<&[u8]> = Vec::with_capacity(1 + longs.len());
-        parts.push(&gathered);
-        parts.extend(longs.iter().map(|(job, _)| &*job.bytes));
-        let written = active.file.write_at(active.position, &parts).and_then(|()| active.file.sync_data());
+            let encoded = header.encode();
+            bytes.copy_from_slice(&encoded);
+            active.footer.extend_from_slice(&encoded);
+        });
+        let done = active.file.write_at(active.position, &batch.parts(padding)).and_then(|()| active.file.sync_data());
 
         let mut table = lock(&self.table);
-        if let Err(error) = written {
+        if let Err(error) = done {
             tracing::error!(%error, segment = active.segment, "a write failed: the segment is ended, what waited is refused");
             self.failures.fetch_add(1, Ordering::Relaxed);
-            table.failed(&headers);
+            table.failed(&written.headers);
             drop(table);
             // A page cache may show what the disk never took, and a start would believe it: it is cut off. What is behind
             // the end of the batch before was set aside for nothing too.
@@ -429,34 +358,48 @@ impl Log {
             self.active.store(0, Ordering::Release);
             return Err(AppendError::of(&error));
         }
-        active.position += bytes;
-        // Padding is of nobody's, and told here.
-        let untold: Vec<u64> = batch.iter().filter(|(job, _)| !job.tell).map(|(job, _)| job.header.sequence).collect();
-        for header in headers.iter().filter(|header| !untold.contains(&header.sequence)) {
+        for header in batch.told_here(&written) {
             table.apply(header);
         }
-        active.headers.extend(headers);
         drop(table);
+        active.position += bytes;
+        if active.position * 2 > self.segment_bytes {
+            self.chores.want(&mut writer.next_segment);
+        }
         writer.active = Some(active);
-        Ok(())
+        Ok(written)
     }
 
     /// Begins a segment in which a batch of so many bytes has room. Its name and header last when it returns.
     fn begin(&self, writer: &mut Writer, bytes: u64) -> io::Result<Active> {
-        let segment = writer.next_segment;
+        let ready = self.chores.ready();
+        let begun = match ready {
+            Some(ready) => ready,
+            None => {
+                let segment = writer.next_segment;
+                // Whatever comes of it, the number is used.
+                writer.next_segment += 1;
+                let least = BLOCK as u64 + bytes;
+                match self.make(segment, self.segment_bytes.max(least)) {
+                    // What is left may do for this batch, and deletions must go on.
+                    Err(error) if AppendError::of(&error) == AppendError::Full => self.make(segment, least)?,
+                    made => made?,
+                }
+            }
+        };
+        // Before the table knows of it: nobody is to take it for one that can be emptied.
+        self.active.store(begun.segment, Ordering::Release);
+        lock(&self.table).begin_segment(begun.segment);
+        Ok(begun)
+    }
+
+    /// Makes a segment of this number and length without records. Its name and header last when it returns.
+    fn make(&self, segment: u64, room: u64) -> io::Result<Active> {
         if segment >= SEGMENT_LIMIT {
             return Err(io::Error::other("no numbers are left for new segments"));
         }
-        // Whatever comes of it, the number is used.
-        writer.next_segment += 1;
         let name = segment_name(segment);
-        let least = BLOCK as u64 + bytes;
-        let room = self.segment_bytes.max(least);
-        let file = match self.disk.create(&name, room) {
-            // What is left may do for this batch, and deletions must go on.
-            Err(error) if AppendError::of(&error) == AppendError::Full => self.disk.create(&name, least)?,
-            file => file?,
-        };
+        let file = self.disk.create(&name, room)?;
         let header = SegmentHeader { store: self.store, segment, created_ms: (self.clock)() };
         let begun = file
             .write_at(0, &[&header.encode()])
@@ -467,23 +410,20 @@ impl Log {
             let _ = self.disk.unlink(&name);
             return Err(error);
         }
-        // Before the table knows of it: nobody is to take it for one that can be emptied.
-        self.active.store(segment, Ordering::Release);
-        lock(&self.table).begin_segment(segment);
-        Ok(Active { file, segment, position: BLOCK as u64, headers: Vec::new() })
+        Ok(Active { file, segment, position: BLOCK as u64, footer: Vec::new() })
     }
 
     /// Writes the footer. All records are synced already: if this fails, the next start reads them one by one.
     fn seal(&self, active: Active) {
-        let payload = encode_footer(&active.headers);
+        let payload = &active.footer;
         let header = RecordHeader {
-            sequence: (active.segment << 32) | active.headers.len() as u64,
+            sequence: (active.segment << 32) | active.count() as u64,
             store: self.store,
             segment: active.segment,
             offset: active.position,
             time_ms: (self.clock)(),
             payload_len: payload.len() as u32,
-            payload: Digest::of(&payload),
+            payload: Digest::of(payload),
             ..RecordHeader::bare(Kind::Footer, [0; 32], 0)
         };
         let end = active.position + header.extent().next_multiple_of(BLOCK as u64);
@@ -491,14 +431,14 @@ impl Log {
             store: self.store,
             segment: active.segment,
             footer: active.position,
-            count: active.headers.len() as u32,
+            count: active.count() as u32,
             headers: header.payload,
             len: end + BLOCK as u64,
         };
         let mut bytes = vec![0; (seal.len - active.position) as usize];
         let (payload_at, seal_at) = (header.payload_at() as usize, (end - active.position) as usize);
         bytes[..RECORD_LEN].copy_from_slice(&header.encode());
-        bytes[payload_at..payload_at + payload.len()].copy_from_slice(&payload);
+        bytes[payload_at..payload_at + payload.len()].copy_from_slice(payload);
         bytes[seal_at..].copy_from_slice(&seal.encode());
         let sealed = active
             .file

@@ -328,7 +328,7 @@ fn what_was_perhaps_written_does_not_come_back() {
 fn a_full_disk_takes_no_puts_but_deletions_and_gives_space_back() {
     let disk = FaultyDisk::new(1, 3 << 20, Faults::default());
     let store = SegmentStore::open(Arc::new(disk.clone()), options(256 << 10)).unwrap();
-    let stripes: Vec<Stripe> = (0..60).map(|salt| stripe(salt, 200_000)).collect();
+    let stripes: Vec<Stripe> = (0..60).map(|salt| stripe(salt, 300_000)).collect();
     let held: Vec<&Stripe> = stripes.iter().take_while(|stripe| put(&store, stripe, 0).is_ok()).collect();
     assert!(held.len() > 10 && held.len() < stripes.len(), "{}", held.len());
     assert!(matches!(put(&store, &stripes[held.len()], 0), Err(StoreError::Full)));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::segments::disk::faults::{Faults, FaultyDisk};
+use crate::store::segments::format::ALIGNED_FROM;
 use crate::store::segments::recovery::read_segment;
 
 const STORE: StoreId = StoreId([5; 16]);
@@ -11,14 +12,18 @@ fn log(disk: &FaultyDisk, segment_bytes: u64) -> Arc<Log> {
     Arc::new(Log::new(disk, STORE, Arc::default(), 1, segment_bytes, Arc::new(|| 7)))
 }
 
-fn head(log: &Log, vault: u8, len: usize) -> Job {
-    let payload = vec![vault; len];
+fn head<'a>(log: &Log, vault: u8, payload: &'a [u8]) -> Job<'a> {
     let header = RecordHeader {
-        payload_len: len as u32,
-        payload: Digest::of(&payload),
+        payload_len: payload.len() as u32,
+        payload: Digest::of(payload),
         ..RecordHeader::bare(Kind::Head, [vault; 32], 0)
     };
-    Job::new(&*log.disk, header, &[], &[], &payload)
+    Job::new(&*log.disk, header, &[], &[], payload)
+}
+
+/// Appends a head of so many bytes.
+fn append(log: &Log, vault: u8, len: usize) -> Outcome {
+    log.append(head(log, vault, &vec![vault; len]))
 }
 
 /// All records of a disk's segments, the padding left out.
@@ -66,15 +71,17 @@ fn names_and_numbers() {
 fn those_who_come_together_share_a_sync() {
     let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
     let log = log(&disk, 64 << 20);
-    log.append(head(&log, 0, 10)).unwrap();
+    append(&log, 0, 10).unwrap();
     let before = disk.syncs();
-    let lengths = [1, 100, 5_000, 65_536, 70_000, 0, 65_535];
-    let jobs = (1..200).map(|vault| head(&log, vault, lengths[usize::from(vault) % lengths.len()])).collect();
+    let lengths = [1, 100, 5_000, ALIGNED_FROM, 140_000, 0, 20_000];
+    let payload = |vault: u8| vec![vault; lengths[usize::from(vault) % lengths.len()]];
+    let payloads: Vec<Vec<u8>> = (0..100).map(payload).collect();
+    let jobs = (1..100).map(|vault| head(&log, vault, &payloads[usize::from(vault)])).collect();
     let outcomes = log.append_all(jobs);
     assert!(outcomes.iter().all(Result::is_ok));
     assert_eq!(disk.syncs() - before, 1);
     let found = records(&disk);
-    assert_eq!(found.len(), 200);
+    assert_eq!(found.len(), 100);
     assert!(found.is_sorted_by_key(|header| header.sequence));
     for header in outcomes.into_iter().flatten() {
         assert!(found.contains(&header));
@@ -83,7 +90,7 @@ fn those_who_come_together_share_a_sync() {
     log.close();
     log.finish();
     assert_eq!(records(&disk), found);
-    assert_eq!(log.append(head(&log, 1, 1)).unwrap_err(), AppendError::Closed);
+    assert_eq!(append(&log, 1, 1).unwrap_err(), AppendError::Closed);
 }
 
 #[test]
@@ -91,11 +98,11 @@ fn a_full_segment_is_sealed_and_a_new_one_begun() {
     let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
     let log = log(&disk, 256 << 10);
     for vault in 0..100 {
-        log.append(head(&log, vault, 20_000)).unwrap();
+        append(&log, vault, 20_000).unwrap();
     }
     // One that is longer than any segment has one for itself.
-    log.append(head(&log, 100, 1 << 20)).unwrap();
-    log.append(head(&log, 101, 1)).unwrap();
+    append(&log, 100, 1 << 20).unwrap();
+    append(&log, 101, 1).unwrap();
     let names = disk.list().unwrap();
     assert!(names.len() > 8, "{names:?}");
     let sealed = names.iter().filter(|name| {
@@ -113,7 +120,7 @@ fn failures_end_segments_and_nothing_else() {
         let disk = FaultyDisk::new(seed, 1 << 30, Faults::default());
         let log = log(&disk, 512 << 10);
         disk.set_faults(Faults { write: 0.1, sync: 0.1, names: 0.1, ..Faults::default() });
-        let outcomes: Vec<Outcome> = (0..80).map(|vault| log.append(head(&log, vault, 30_000))).collect();
+        let outcomes: Vec<Outcome> = (0..80).map(|vault| append(&log, vault, 30_000)).collect();
         disk.set_faults(Faults::default());
         assert!(outcomes.iter().any(Result::is_err) && log.failures() > 0);
         disk.crash();
@@ -141,7 +148,7 @@ fn a_thread_writes_for_many_and_what_waits_is_bounded() {
             let log = &log;
             scope.spawn(move || {
                 for round in 0..25 {
-                    let header = log.append(head(log, worker * 25 + round, 1_000_000)).unwrap();
+                    let header = append(log, worker * 25 + round, 1_000_000).unwrap();
                     assert_eq!(header.key, [worker * 25 + round; 32]);
                     assert!(lock(&log.queue).bytes <= QUEUE_BYTES);
                 }
@@ -153,4 +160,29 @@ fn a_thread_writes_for_many_and_what_waits_is_bounded() {
     log.finish();
     assert_eq!(records(&disk).len(), 200);
     assert!(disk.syncs() < 400);
+}
+
+#[test]
+fn all_who_wait_for_a_batch_are_woken_and_full_segments_are_sealed() {
+    let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
+    let log = log(&disk, 256 << 10);
+    let writer = std::thread::spawn({
+        let log = log.clone();
+        move || log.run()
+    });
+    std::thread::scope(|scope| {
+        for worker in 0..64 {
+            let log = &log;
+            scope.spawn(move || (0..40).for_each(|_| assert!(append(log, worker, 1_000).is_ok())));
+        }
+    });
+    log.close();
+    writer.join().unwrap();
+    log.finish();
+    // Neither is one left that was made ahead.
+    for name in disk.list().unwrap() {
+        let file = disk.open(&name).unwrap();
+        assert!(read_segment(&*file, STORE, segment_number(&name).unwrap()).unwrap().sealed, "{name}");
+    }
+    assert_eq!(records(&disk).len(), 64 * 40);
 }

@@ -46,7 +46,7 @@ const SEGMENT: u64 = 300 << 10;
 
 impl World {
     fn new(seed: u64, capacity: u64) -> Self {
-        let stripes = (0..6).map(|salt| stripe(salt, [900, 3_000, 20_000, 140_000, 1_400, 70_000][usize::from(salt)]));
+        let stripes = (0..6).map(|salt| stripe(salt, [900, 3_000, 20_000, 280_000, 1_400, 70_000][usize::from(salt)]));
         let mut world = Self {
             disk: FaultyDisk::new(seed, capacity, Faults::default()),
             rng: StdRng::seed_from_u64(seed),
