@@ -7,6 +7,7 @@
 //! A shard that proves damaged is ended by a record that says so, and counts as missing. One that the disk does not give
 //! stays, counts as missing too, and is tried again.
 
+mod busy;
 pub mod check;
 pub mod compaction;
 pub mod disk;
@@ -18,25 +19,26 @@ pub mod recovery;
 pub mod scrub;
 pub mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use potluck_proto::blocks::{self, BlockTree};
 use potluck_proto::id::{Digest, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
+use self::busy::{Busy, Name};
 use self::disk::faults::FaultyDisk;
 use self::disk::{Disk, DiskFile};
 use self::format::{BLOCK, FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
 use self::index::Index;
 use self::log::{AppendError, Clock, Job, Log, lock, segment_name};
 use self::recovery::Found;
-use self::table::{Entry, Table};
+use self::table::{Entry, Place, Table};
 use super::{Check, Held, ShardKey, ShardRead, ShardState, StoreError, Usage};
 
 /// Length at which a segment is sealed, in bytes: emptied in a second, and few enough files.
@@ -64,6 +66,9 @@ const ASK_DISK_BELOW: u64 = 1 << 30;
 
 /// Files of segments that are kept open.
 const OPEN_FILES: usize = 256;
+
+/// Fronts of shards that are kept, each a few hundred bytes to a few thousand.
+const FRONTS: usize = 512;
 
 /// Unreadable shards that are tried again at once.
 const RETRIES: usize = 16;
@@ -110,44 +115,6 @@ pub struct Stats {
     pub failures: u64,
 }
 
-/// What a record is about: its kind, a shard's for all that is said of one, its key and its index.
-type Name = (Kind, [u8; 32], usize);
-
-/// Names of which someone writes.
-#[derive(Default)]
-struct Busy {
-    names: Mutex<BTreeSet<Name>>,
-    freed: Condvar,
-}
-
-/// One name, for one who writes of it.
-struct Claim<'a> {
-    busy: &'a Busy,
-    name: Name,
-}
-
-impl Busy {
-    fn claim(&self, name: Name) -> Claim<'_> {
-        let mut names = lock(&self.names);
-        while !names.insert(name) {
-            names = self.freed.wait(names).unwrap_or_else(PoisonError::into_inner);
-        }
-        Claim { busy: self, name }
-    }
-
-    fn try_claim(&self, name: Name) -> Option<Claim<'_>> {
-        // A claim that is made and dropped would free what another holds.
-        if lock(&self.names).insert(name) { Some(Claim { busy: self, name }) } else { None }
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        lock(&self.busy.names).remove(&self.name);
-        self.busy.freed.notify_all();
-    }
-}
-
 /// Open files of segments, the newest used last.
 #[derive(Default)]
 struct Files(Mutex<Vec<(u64, Arc<dyn DiskFile>)>>);
@@ -190,6 +157,25 @@ enum ReadError {
     Disk(io::Error),
 }
 
+/// Fronts of shards that were read last: who reads one range of a shard soon reads the next.
+#[derive(Default)]
+struct Fronts(Mutex<BTreeMap<Place, Arc<Front>>>);
+
+impl Fronts {
+    fn get(&self, place: Place) -> Option<Arc<Front>> {
+        lock(&self.0).get(&place).cloned()
+    }
+
+    fn keep(&self, place: Place, front: &Arc<Front>) {
+        let mut fronts = lock(&self.0);
+        if fronts.len() >= FRONTS {
+            // Seldom, and what is needed soon comes back soon.
+            fronts.clear();
+        }
+        fronts.insert(place, front.clone());
+    }
+}
+
 /// A record's bytes, checked as far as its payload.
 struct Front {
     header: RecordHeader,
@@ -204,6 +190,7 @@ pub struct SegmentStore {
     table: Arc<Mutex<Table>>,
     log: Arc<Log>,
     files: Files,
+    fronts: Fronts,
     busy: Busy,
     compacting: Mutex<Option<compaction::Emptying>>,
     scrubbing: Mutex<Option<scrub::Listing>>,
@@ -263,6 +250,7 @@ impl SegmentStore {
             table,
             log,
             files: Files::default(),
+            fronts: Fronts::default(),
             busy: Busy::default(),
             compacting: Mutex::default(),
             scrubbing: Mutex::default(),
@@ -364,7 +352,9 @@ impl SegmentStore {
     /// Bytes that puts may still take: of the capacity and of the disk, less what is kept for deletions and compaction.
     fn room(&self) -> Result<u64, StoreError> {
         let used = lock(&self.table).file_bytes();
-        let offered = self.capacity.saturating_sub(self.segment_bytes.min(self.capacity / 20)).saturating_sub(used);
+        // Two segments are set aside before they are written.
+        let offered =
+            self.capacity.saturating_sub((2 * self.segment_bytes).min(self.capacity / 10)).saturating_sub(used);
         let mut room = lock(&self.room);
         // Others may write to the disk too; asking it each time would cost small puts as much as all else.
         let free = room.as_ref().filter(|room| room.asked < ASK_DISK_EVERY).and_then(|room| {
@@ -447,6 +437,22 @@ impl SegmentStore {
         }
     }
 
+    /// As [`SegmentStore::read_entry`], but what stands before the payload may have been read and checked before.
+    fn read_known(&self, key: &ShardKey, entry: &Entry, range: Range<u64>) -> Result<(Arc<Front>, Bytes), ReadError> {
+        if let Some(front) = self.fronts.get(entry.place) {
+            if range.is_empty() {
+                return Ok((front, Bytes::new()));
+            }
+            let payload = entry.place.offset + front.header.payload_at();
+            let data = self.read_file(entry.place.segment, payload + range.start..payload + range.end)?;
+            return Ok((front, data));
+        }
+        let (front, data) = self.read_entry(key, entry, range)?;
+        let front = Arc::new(front);
+        self.fronts.keep(entry.place, &front);
+        Ok((front, data))
+    }
+
     /// Finds a shard and runs `work` on it. One that proves damaged, or that the disk does not give, counts as missing
     /// from then on.
     fn on_shard<T>(&self, key: ShardKey, work: impl Fn(&Entry) -> Result<T, ReadError>) -> Result<T, StoreError> {
@@ -498,7 +504,8 @@ impl SegmentStore {
         }
     }
 
-    fn read_range(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
+    /// Reads a range; `known`: the front need not be read again.
+    fn read_range(&self, key: ShardKey, range: Range<u64>, check: Check, known: bool) -> Result<ShardRead, StoreError> {
         let len = u64::from(self.entry(&key).ok_or(StoreError::NotFound)?.held.len);
         if range.end > len || range.start > range.end {
             return Err(StoreError::Range);
@@ -506,12 +513,17 @@ impl SegmentStore {
         let range = if range.is_empty() { 0..len } else { range };
         let wide = blocks::widen(range.start, range.end - range.start, len);
         self.on_shard(key, |entry| {
-            let (front, data) = self.read_entry(&key, entry, wide.clone())?;
+            let (front, data) = if known {
+                self.read_known(&key, entry, wide.clone())?
+            } else {
+                let (front, data) = self.read_entry(&key, entry, wide.clone())?;
+                (Arc::new(front), data)
+            };
             if check == Check::Here && front.tree.check_range(wide.start, &data).is_err() {
                 return Err(ReadError::Damaged(FormatError::Checksum("payload")));
             }
             let header = front.stripe.bytes().clone();
-            Ok(ShardRead { header, tree: front.tree, offset: wide.start, data })
+            Ok(ShardRead { header, tree: front.tree.clone(), offset: wide.start, data })
         })
     }
 
@@ -693,7 +705,7 @@ impl SegmentStore {
 
     /// Reads a range, widened to whole blocks; an empty range is the whole shard. A trashed one is revived.
     pub fn read(&self, key: ShardKey, range: Range<u64>, check: Check) -> Result<ShardRead, StoreError> {
-        let read = self.read_range(key, range, check)?;
+        let read = self.read_range(key, range, check, true)?;
         let (trashed, doubted) = {
             let table = lock(&self.table);
             (table.entry(&key).is_some_and(|entry| entry.held.state != ShardState::Live), table.is_doubted(&key))
@@ -712,8 +724,8 @@ impl SegmentStore {
         let mut failed = StoreError::NotFound;
         for held in self.held(stripe)? {
             let key = ShardKey { stripe: *stripe, index: held.index };
-            match self.on_shard(key, |entry| self.read_entry(&key, entry, 0..0)) {
-                Ok((front, _)) => return Ok(front.stripe),
+            match self.on_shard(key, |entry| self.read_known(&key, entry, 0..0)) {
+                Ok((front, _)) => return Ok(front.stripe.clone()),
                 Err(error) => failed = error,
             }
         }
@@ -783,7 +795,7 @@ impl SegmentStore {
 
     /// Reads a shard whole and verifies it, without reviving it. Returns its length.
     pub fn verify(&self, key: ShardKey) -> Result<u64, StoreError> {
-        self.read_range(key, 0..0, Check::Here).map(|read| read.data.len() as u64)
+        self.read_range(key, 0..0, Check::Here, false).map(|read| read.data.len() as u64)
     }
 
     /// Bytes in use.

@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use potluck_node::store::segments::disk::FolderDisk;
+use potluck_node::store::segments::disk::{FolderDisk, INDEX_FOLDER};
 use potluck_node::store::segments::format::StoreId;
 use potluck_node::store::segments::{Options, SEGMENT_BYTES, SegmentStore};
-use potluck_node::store::{Check, ShardKey, ShardStore};
+use potluck_node::store::{Check, ShardKey};
 use potluck_proto::stripe::{Scheme, SignedHeader};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -54,15 +54,20 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Opens the store in `folder/segments`, or makes one.
+/// The store's folder.
+const SEGMENTS: &str = "segments";
+
+/// Opens the store in a folder, or makes one.
 fn open(folder: &Path) -> Result<SegmentStore> {
-    let disk = Arc::new(FolderDisk::open(&folder.join("segments"))?);
+    let folder = folder.join(SEGMENTS);
+    let disk = Arc::new(FolderDisk::open(&folder)?);
     let options = Options {
         capacity: u64::MAX / 2,
         segment_bytes: SEGMENT_BYTES,
         fresh: StoreId([7; 16]),
         clock: Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)),
         threaded: true,
+        index: Some(folder.join(INDEX_FOLDER)),
     };
     Ok(SegmentStore::open(disk, options)?)
 }

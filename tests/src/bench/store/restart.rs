@@ -7,9 +7,11 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use potluck_node::store::segments::disk::INDEX_FOLDER;
+
 use super::child::{CHILD, Said, source};
 use super::lanes::median;
-use super::{Figure, Goal, in_folder};
+use super::{Figure, Goal, SEGMENTS, in_folder};
 
 /// How often a store is opened in each way.
 const ROUNDS: usize = 3;
@@ -34,7 +36,7 @@ pub(super) fn run(below: &Path, quick: bool) -> Result<Vec<Figure>> {
             memory.push(said.memory / records as f64);
         }
         for _ in 0..ROUNDS {
-            match std::fs::remove_dir_all(folder.join("index")) {
+            match std::fs::remove_dir_all(folder.join(SEGMENTS).join(INDEX_FOLDER)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }

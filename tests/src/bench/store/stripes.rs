@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use potluck_node::store::segments::SegmentStore;
-use potluck_node::store::{Check, ShardKey, ShardStore};
+use potluck_node::store::{Check, ShardKey};
 use potluck_proto::blocks::{BlockTree, chaining_values};
 use potluck_proto::cert::{DeviceCert, Rights};
 use potluck_proto::key::SecretKey;
