@@ -54,12 +54,15 @@ pub fn segment_bytes(capacity: u64) -> u64 {
     (capacity / 64 / BLOCK as u64 * BLOCK as u64).clamp(SEGMENT_BYTES_LEAST, SEGMENT_BYTES)
 }
 
-/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk, but two segments at
-/// the least. Deletions and compaction may use it.
+/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk, but three segments
+/// at the least. Deletions and compaction may use it.
 const RESERVE_BYTES: u64 = 512 << 20;
 
 /// Puts between two questions to the disk how much is free.
 const ASK_DISK_EVERY: u32 = 64;
+
+/// Room that words and heads, which come many at once, must find in a segment.
+const WORDS_BYTES: u64 = 64 << 10;
 
 /// Below so many free bytes, the reserve apart, the disk is asked at each put.
 const ASK_DISK_BELOW: u64 = 1 << 30;
@@ -378,13 +381,18 @@ impl SegmentStore {
 
     /// Bytes of a disk that puts leave free. One segment of them is compaction's alone.
     fn reserve(&self, total: u64) -> u64 {
-        RESERVE_BYTES.min(total / 20).max(2 * self.segment_bytes)
+        RESERVE_BYTES.min(total / 20).max(3 * self.segment_bytes)
     }
 
     /// Whether the disk has no space for words of deletion and heads either: what is left is for compaction, which gives
     /// back what was deleted before.
     fn check_space_for_words(&self) -> Result<(), StoreError> {
-        if self.disk.space()?.free < self.segment_bytes { Err(StoreError::Full) } else { Ok(()) }
+        let written = self.log.active().and_then(|active| Some(lock(&self.table).segments().get(&active)?.bytes));
+        // The segment that is written has its space already.
+        if written.is_some_and(|bytes| bytes + WORDS_BYTES < self.segment_bytes) {
+            return Ok(());
+        }
+        if self.disk.space()?.free < 2 * self.segment_bytes { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// Whether space runs out: compaction is then in a hurry, and content with less.
