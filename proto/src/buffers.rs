@@ -30,6 +30,11 @@ impl Pool {
         Self(Arc::new(Kept { limit, buffers: Mutex::default() }))
     }
 
+    /// Gives back the memory of all that are not in use: what is needed from now on is of another size.
+    pub fn clear(&self) {
+        self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// A buffer of `len` bytes, the smallest kept one that has them. They are what they happen to be.
     #[must_use]
     pub fn take(&self, len: usize) -> Buffer {

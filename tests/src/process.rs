@@ -328,20 +328,6 @@ impl Processes {
         Ok(std::fs::read_to_string(self.slots[number].data.join(LISTENING))?.trim().parse()?)
     }
 
-    /// The files of the shards that a node has on disk, trash apart.
-    ///
-    /// # Errors
-    /// Its folder cannot be read.
-    pub fn shard_files(&self, number: usize) -> Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
-        for folder in std::fs::read_dir(self.slots[number].data.join("shards"))? {
-            for file in std::fs::read_dir(folder?.path())? {
-                files.push(file?.path());
-            }
-        }
-        Ok(files)
-    }
-
     /// A path in the cluster's temporary folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

@@ -12,6 +12,7 @@ use potluck_node::config::{Config, HttpAddress, Settings};
 use potluck_node::identity;
 use potluck_node::join::{Wish, join};
 use potluck_node::node::{Node, Parts, bind_udp, system_clock};
+use potluck_node::store::segments::disk::STORE_FOLDER;
 use potluck_proto::id::NodeId;
 use potluck_proto::invite::{InviteKind, InviteToken, SECRET_LEN};
 use potluck_proto::transport::Executor;
@@ -44,9 +45,6 @@ const MEET_LOOK: Duration = Duration::from_millis(20);
 
 /// How long an invite is good for, in seconds.
 const INVITE_S: u64 = 7 * 86_400;
-
-/// What a node's store has in its data folder.
-const STORE: [&str; 3] = ["shards", "trash", "index"];
 
 /// One of them.
 struct Member {
@@ -211,14 +209,12 @@ impl Nodes {
             if let Some(node) = member.node.take() {
                 node.kill().await;
             }
-            for part in STORE {
-                let path = member.config.data.join(part);
-                match std::fs::remove_dir_all(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(error).with_context(|| format!("cannot wipe {}", path.display()));
-                    }
-                    _ => {}
+            let path = member.config.data.join(STORE_FOLDER);
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot wipe {}", path.display()));
                 }
+                _ => {}
             }
         }
         Ok(())

@@ -45,7 +45,7 @@ use super::{Check, Held, ShardKey, ShardRead, ShardState, StoreError, Usage};
 pub const SEGMENT_BYTES: u64 = 256 << 20;
 
 /// The least of it, in bytes: see [`segment_bytes`].
-const SEGMENT_BYTES_LEAST: u64 = 4 << 20;
+const SEGMENT_BYTES_LEAST: u64 = 1 << 20;
 
 /// Length at which a segment is sealed in a store of so many bytes: so that the one that is written, and those that are
 /// mostly dead, take a small part of it.
@@ -268,6 +268,8 @@ impl SegmentStore {
             turn: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         };
+        // Footers are longer than what is read from now on.
+        store.disk.pool().clear();
         if options.threaded {
             let log = store.log.clone();
             let writer = std::thread::Builder::new().name("store writer".into()).spawn(move || log.run())?;
@@ -335,6 +337,7 @@ impl SegmentStore {
                 _ => _ = lock(&self.unindexed).insert(*segment),
             }
         }
+        index.rest();
         left.len().saturating_sub(most)
     }
 
@@ -432,8 +435,7 @@ impl SegmentStore {
         };
         let header = RecordHeader::decode(&front).map_err(ReadError::Damaged)?;
         header.expect_at(self.store, entry.place.segment, from).map_err(ReadError::Damaged)?;
-        let same = (header.kind, header.key, usize::from(header.index), header.sequence)
-            == (Kind::Shard, key.stripe.0, key.index, entry.sequence);
+        let same = (header.kind, header.key, usize::from(header.index)) == (Kind::Shard, key.stripe.0, key.index);
         let lengths = (header.header_len, header.tree_len, header.payload_len)
             == (entry.header_len, entry.tree_len, entry.held.len);
         if !same || !lengths {

@@ -55,12 +55,19 @@ impl Mark {
     }
 }
 
+/// sled, open while it is needed: it takes memory that the table has better use for.
+enum Db {
+    Open(sled::Db),
+    Closed,
+    /// It is of no use until the next start.
+    Failed,
+}
+
 /// The index of one store.
 pub struct Index {
     folder: PathBuf,
     store: StoreId,
-    /// None once sled has failed.
-    db: Mutex<Option<sled::Db>>,
+    db: Mutex<Db>,
     covered: Mutex<BTreeSet<u64>>,
     refused: AtomicU64,
 }
@@ -80,23 +87,36 @@ impl Index {
         Self {
             folder: folder.into(),
             store,
-            db: Mutex::new(db.ok()),
+            db: Mutex::new(db.map_or(Db::Failed, Db::Open)),
             covered: Mutex::default(),
             refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Closes sled until it is needed again.
+    pub fn rest(&self) {
+        let mut db = lock(&self.db);
+        if let Db::Open(open) = std::mem::replace(&mut *db, Db::Failed) {
+            // Its end writes, and may panic.
+            let closed = catch_unwind(AssertUnwindSafe(|| drop(open)));
+            *db = if closed.is_ok() { Db::Closed } else { Db::Failed };
         }
     }
 
     /// Runs `work` on sled; what it fails or panics over ends the index until the next start.
     fn with<T>(&self, work: impl FnOnce(&sled::Db) -> Result<T, sled::Error>) -> Option<T> {
         let mut db = lock(&self.db);
-        let sled = db.as_ref()?;
+        if matches!(*db, Db::Closed) {
+            *db = open_sled(&self.folder).map_or(Db::Failed, Db::Open);
+        }
+        let Db::Open(sled) = &*db else { return None };
         let failed = match catch_unwind(AssertUnwindSafe(|| work(sled))) {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "sled has panicked".into(),
         };
         tracing::error!(error = failed, "the index failed: it is made anew at the next start");
-        *db = None;
+        *db = Db::Failed;
         lock(&self.covered).clear();
         if let Err(error) = set_aside(&self.folder) {
             tracing::error!(%error, "the failed index stays in its place");
@@ -106,16 +126,15 @@ impl Index {
 
     /// The records of a segment, if the index has it and all marks match.
     #[must_use]
-    pub fn get(&self, segment: u64, mark: Mark) -> Option<Vec<RecordHeader>> {
+    pub fn get(&self, segment: u64, mark: Mark) -> Option<Rows> {
         let pieces = self.with(|db| {
             db.range(key(segment, 0)..key(segment + 1, 0)).map(|pair| pair.map(|(_, value)| value)).collect()
         });
         let pieces: Vec<sled::IVec> = pieces?;
         let (head, rows) = pieces.split_first()?;
         let read = decode_head(head, self.store, segment, mark).and_then(|hash| {
-            let rows = rows.concat();
-            let sound = Digest::of(&rows) == hash;
-            if sound { decode_rows(&rows, self.store, segment).ok() } else { None }
+            let rows = Rows { bytes: rows.concat(), store: self.store, segment };
+            (Digest::of(&rows.bytes) == hash && rows.records().all(|record| record.is_ok())).then_some(rows)
         });
         if read.is_some() {
             lock(&self.covered).insert(segment);
@@ -191,7 +210,7 @@ impl Index {
     /// Whether sled works.
     #[must_use]
     pub fn works(&self) -> bool {
-        lock(&self.db).is_some()
+        !matches!(*lock(&self.db), Db::Failed)
     }
 
     /// Entries that were not believed since the start.
@@ -280,46 +299,76 @@ fn encode_rows(records: &[RecordHeader]) -> Vec<u8> {
     encoder.into_bytes()
 }
 
-/// Headers without time and hash. Records of a segment follow each other, so each says where the next one is.
-fn decode_rows(rows: &[u8], store: StoreId, segment: u64) -> Result<Vec<RecordHeader>, DecodeError> {
-    let invalid = DecodeError::Invalid { field: "kind", why: "unknown" };
-    let mut decoder = Decoder::new(rows);
-    let (mut records, mut offset) = (Vec::new(), BLOCK as u64);
-    while decoder.left() > 0 {
-        let Some(kind) = Kind::from_byte(decoder.u8("kind")?) else { return Err(invalid) };
-        let sequence = segment << 32 | u64::from(decoder.u32("count")?);
-        let payload_len = decoder.u32("payload length")?;
-        let bare = RecordHeader {
-            sequence,
-            generation: sequence,
-            store,
-            segment,
-            offset,
-            payload_len,
-            ..RecordHeader::bare(kind, [0; 32], 0)
-        };
-        let header = if kind == Kind::Padding {
-            bare
-        } else {
-            let (key, index, flags) = (decoder.array("key")?, decoder.u8("index")?, decoder.u8("flags")?);
-            RecordHeader {
-                key,
-                index,
-                complete: flags & COMPLETE != 0,
-                damaged: flags & DAMAGED != 0,
-                scheme: (decoder.u8("k")?, decoder.u8("m")?),
-                header_len: decoder.u32("header length")?,
-                tree_len: decoder.u32("tree length")?,
-                generation: decoder.u64("generation")?,
-                touched: decoder.u64("touched")?,
-                until_ms: if flags & TRASHED != 0 { Some(decoder.u64("until")?) } else { None },
-                ..bare
+/// Rows of a segment, whose hash was right.
+pub struct Rows {
+    bytes: Vec<u8>,
+    store: StoreId,
+    segment: u64,
+}
+
+impl Rows {
+    /// Headers without time and hash, in order. Records of a segment follow each other, so each says where the next one is.
+    fn records(&self) -> impl Iterator<Item = Result<RecordHeader, DecodeError>> {
+        let mut decoder = Decoder::new(&self.bytes);
+        let mut offset = BLOCK as u64;
+        std::iter::from_fn(move || {
+            if decoder.left() == 0 {
+                return None;
             }
-        };
-        offset += header.extent();
-        records.push(header);
+            let header = decode_row(&mut decoder, self.store, self.segment, offset);
+            offset += header.as_ref().map_or(0, RecordHeader::extent);
+            Some(header)
+        })
+        .scan(false, |ended, record| {
+            // What follows a row that makes no sense makes none either.
+            let goes_on = !*ended;
+            *ended |= record.is_err();
+            goes_on.then_some(record)
+        })
     }
-    Ok(records)
+
+    /// The headers, without time and hash, in order.
+    pub fn headers(&self) -> impl Iterator<Item = RecordHeader> {
+        // Each was decoded once before.
+        self.records().map_while(Result::ok)
+    }
+}
+
+fn decode_row(
+    decoder: &mut Decoder<'_>,
+    store: StoreId,
+    segment: u64,
+    offset: u64,
+) -> Result<RecordHeader, DecodeError> {
+    let kind = Kind::from_byte(decoder.u8("kind")?).ok_or(DecodeError::Invalid { field: "kind", why: "unknown" })?;
+    let sequence = segment << 32 | u64::from(decoder.u32("count")?);
+    let payload_len = decoder.u32("payload length")?;
+    let bare = RecordHeader {
+        sequence,
+        generation: sequence,
+        store,
+        segment,
+        offset,
+        payload_len,
+        ..RecordHeader::bare(kind, [0; 32], 0)
+    };
+    if kind == Kind::Padding {
+        return Ok(bare);
+    }
+    let (key, index, flags) = (decoder.array("key")?, decoder.u8("index")?, decoder.u8("flags")?);
+    Ok(RecordHeader {
+        key,
+        index,
+        complete: flags & COMPLETE != 0,
+        damaged: flags & DAMAGED != 0,
+        scheme: (decoder.u8("k")?, decoder.u8("m")?),
+        header_len: decoder.u32("header length")?,
+        tree_len: decoder.u32("tree length")?,
+        generation: decoder.u64("generation")?,
+        touched: decoder.u64("touched")?,
+        until_ms: if flags & TRASHED != 0 { Some(decoder.u64("until")?) } else { None },
+        ..bare
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::ops::Bound;
 const PAGE_ROWS: usize = 128;
 
 /// Rows that a page has room for beyond those that it holds.
-const SPARE_ROWS: usize = 8;
+const SPARE_ROWS: usize = 4;
 
 /// What is kept in [`Pages`].
 pub trait Row: Copy {

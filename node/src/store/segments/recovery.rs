@@ -16,7 +16,7 @@ use super::disk::{self, Disk, DiskFile};
 use super::format::{
     BLOCK, FormatError, Kind, RECORD_LEN, Record, RecordHeader, Seal, SegmentHeader, StoreId, decode_footer,
 };
-use super::index::{Index, Mark};
+use super::index::{Index, Mark, Rows};
 use super::log::{segment_name, segment_number};
 use super::table::Table;
 
@@ -43,7 +43,7 @@ pub struct Gap {
 }
 
 /// What a segment holds.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Contents {
     /// Headers of its records, in order; padding too.
     pub records: Vec<RecordHeader>,
@@ -55,8 +55,8 @@ pub struct Contents {
     pub unreadable: bool,
     /// Where the zeros begin that reach to the end of a segment without a footer, in bytes.
     pub end: u64,
-    /// Whether the index says so; then the headers are without times and hashes.
-    pub indexed: bool,
+    /// What the index says of it, in place of the records.
+    indexed: Option<Rows>,
 }
 
 impl Contents {
@@ -155,8 +155,8 @@ fn read_with(file: &dyn DiskFile, store: StoreId, segment: u64, index: Option<&I
     }
     let seal = seal(file, store, segment, len);
     let mark = seal.as_ref().map_or(Mark::unsealed(len), Mark::sealed);
-    if let Some(records) = index.and_then(|index| index.get(segment, mark)) {
-        return Ok(Contents { records, sealed: seal.is_some(), end: len, indexed: true, ..Contents::default() });
+    if let Some(rows) = index.and_then(|index| index.get(segment, mark)) {
+        return Ok(Contents { sealed: seal.is_some(), end: len, indexed: Some(rows), ..Contents::default() });
     }
     if let Some(records) = seal.and_then(|seal| sealed(file, &seal, len)) {
         return Ok(Contents { records, sealed: true, ..Contents::default() });
@@ -355,7 +355,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
         let name = segment_name(segment);
         let read = disk.open(&name).map_err(Unusable::from).and_then(|file| {
             let contents = read_with(&*file, store, segment, index.as_ref())?;
-            if !contents.sealed && !contents.indexed {
+            if !contents.sealed && contents.indexed.is_none() {
                 if contents.end < file.len()? {
                     // Space was set aside that it never needed.
                     disk.cut(&name, contents.end)?;
@@ -381,7 +381,14 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
             }
         };
         table.begin_segment(segment);
-        contents.records.iter().for_each(|header| table.apply(header));
+        let mut records = 0;
+        let mut apply = |header: &RecordHeader| {
+            table.apply(header);
+            records += 1;
+        };
+        contents.records.iter().for_each(&mut apply);
+        contents.indexed.iter().flat_map(Rows::headers).for_each(|header| apply(&header));
+        found.records += records;
         if !contents.gaps.is_empty() {
             table.distrust(segment, contents.unreadable);
         }
@@ -395,8 +402,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
         }
         found.segments += 1;
         found.sealed += u64::from(contents.sealed);
-        found.indexed += u64::from(contents.indexed);
-        found.records += contents.records.len() as u64;
+        found.indexed += u64::from(contents.indexed.is_some());
         found.gaps.extend(contents.gaps);
     }
     if removed {
@@ -406,6 +412,9 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
         table.doubt_trash(segment);
     }
     table.settle();
+    if let Some(index) = &index {
+        index.rest();
+    }
     Ok(Opened { store, table, next_segment, found, index })
 }
 

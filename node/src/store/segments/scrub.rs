@@ -45,15 +45,13 @@ pub(super) struct Listing {
 }
 
 impl SegmentStore {
-    /// Reads about `most` bytes of records that count, from `from` on. The segment that is written is left for the next
-    /// pass. An error says that nothing could be recorded; the step can be tried again.
+    /// Reads about `most` bytes of records that count, from `from` on; of the segment that is written, shards alone. An error says that nothing could be recorded; the step can be tried again.
     pub fn scrub(&self, from: Cursor, most: u64) -> Result<Scrubbed, StoreError> {
         let mut found = Scrubbed::default();
-        let active = self.log.active();
         let segment = {
             let table = lock(&self.table);
             let mut segments = table.segments().range((Bound::Included(from.segment), Bound::Unbounded));
-            segments.find(|(segment, _)| active != Some(**segment)).map(|(segment, _)| *segment)
+            segments.next().map(|(segment, _)| *segment)
         };
         let Some(segment) = segment else {
             *lock(&self.scrubbing) = None;
@@ -78,8 +76,10 @@ impl SegmentStore {
     fn listing(&self, segment: u64, offset: u64) -> Vec<RecordHeader> {
         let mut listing = lock(&self.scrubbing);
         if listing.as_ref().is_none_or(|listing| listing.segment != segment) {
-            let file = self.files.get(&*self.disk, segment);
-            let contents = file.ok().and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
+            // The list of one that is written grows: the table knows its shards.
+            let finished = self.log.active() != Some(segment);
+            let file = self.files.get(&*self.disk, segment).ok().filter(|_| finished);
+            let contents = file.and_then(|file| recovery::read_segment(&*file, self.store, segment).ok());
             let sealed = contents.as_ref().is_some_and(|contents| contents.sealed);
             let mut records = contents.map(|contents| contents.records).unwrap_or_default();
             if !sealed {

@@ -36,8 +36,6 @@ pub struct Entry {
     pub tree_len: u32,
     /// Sequence of the put that brought it.
     pub generation: u64,
-    /// Sequence of its newest record.
-    pub sequence: u64,
     /// What others are told of it.
     pub held: Held,
     /// The disk did not give it when it was last asked. It counts as missing.
@@ -52,7 +50,6 @@ impl Entry {
             header_len: header.header_len,
             tree_len: header.tree_len,
             generation: header.generation,
-            sequence: header.sequence,
             held: Held {
                 index: header.index.into(),
                 state: ShardState::Live,
@@ -88,10 +85,9 @@ impl Entry {
 struct Shard {
     stripe: StripeId,
     generation: u64,
-    touched: u64,
+    /// Sweeps are numbered from 1: nobody gets past the greatest.
+    touched: u32,
     segment: u32,
-    /// The lower half of its sequence; the upper one is the segment.
-    count: u32,
     offset: u32,
     /// Segment and offset of what was said of it since; segment 0 if nothing was.
     said: (u32, u32),
@@ -128,9 +124,8 @@ impl Shard {
         Self {
             stripe: key.stripe,
             generation: entry.generation,
-            touched: entry.held.touched,
+            touched: u32::try_from(entry.held.touched).unwrap_or(u32::MAX),
             segment: entry.place.segment as u32,
-            count: entry.sequence as u32,
             offset: entry.place.offset as u32,
             said: entry.said.map_or((0, 0), |said| (said.segment as u32, said.offset as u32)),
             len: entry.held.len,
@@ -159,12 +154,11 @@ impl Shard {
             header_len: self.header_len,
             tree_len: (block_count(self.len.into()) * VALUE_LEN as u64) as u32,
             generation: self.generation,
-            sequence: u64::from(self.segment) << 32 | u64::from(self.count),
             held: Held {
                 index: self.index.into(),
                 state,
                 complete: self.flags & COMPLETE != 0,
-                touched: self.touched,
+                touched: self.touched.into(),
                 len: self.len,
                 scheme: Scheme::new(self.scheme.0.into(), self.scheme.1.into()).ok()?,
             },
