@@ -15,22 +15,33 @@
 
 mod batch;
 mod chores;
+mod queue;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use potluck_proto::id::Digest;
 
 pub use self::batch::Job;
-use self::batch::{Batch, Queue, Told, Written};
+use self::batch::{Batch, BatchLimits, Written};
 use self::chores::Chores;
+use self::queue::{Limits, Queue};
 use super::disk::{Disk, DiskFile};
 use super::format::{BLOCK, Kind, RECORD_LEN, RECORDS_LIMIT, RecordHeader, Seal, SegmentHeader, StoreId};
 use super::table::Table;
 
-/// Bytes of records that may wait; who brings more waits before.
-const QUEUE_BYTES: usize = 32 << 20;
+/// What may wait, and what is written with one sync: a few milliseconds of a fast disk.
+const LIMITS: Limits =
+    Limits { waiting: 32 << 20, batch: BatchLimits { bytes: 8 << 20, gathered: 2 << 20, records: 4096 } };
+
+/// What the queue locks with.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+    pub(super) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+    pub(super) use super::lock;
+}
 
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -77,19 +88,6 @@ impl AppendError {
 
 type Outcome = Result<RecordHeader, AppendError>;
 
-/// One record of a batch, for whoever waits for it.
-struct Ticket {
-    told: Arc<Told>,
-    long: bool,
-    place: usize,
-}
-
-impl Ticket {
-    fn outcome(&self, told: &Result<Written, AppendError>) -> Outcome {
-        told.as_ref().map(|written| written.header(self.long, self.place)).map_err(Clone::clone)
-    }
-}
-
 /// The segment that is written.
 struct Active {
     file: Arc<dyn DiskFile>,
@@ -118,14 +116,8 @@ pub struct Log {
     table: Arc<Mutex<Table>>,
     segment_bytes: u64,
     clock: Clock,
-    queue: Mutex<Queue>,
-    /// Something waits, or the log was closed.
-    filled: Condvar,
-    /// There is room in the queue again.
-    emptied: Condvar,
-    writer: Mutex<Writer>,
+    queue: Queue<Writer>,
     chores: Chores,
-    threaded: AtomicBool,
     failures: AtomicU64,
     /// The segment that is written, or 0.
     active: AtomicU64,
@@ -152,12 +144,8 @@ impl Log {
             table,
             segment_bytes,
             clock,
-            queue: Mutex::default(),
-            filled: Condvar::new(),
-            emptied: Condvar::new(),
-            writer: Mutex::new(Writer { active: None, next_segment }),
+            queue: Queue::new(Writer { active: None, next_segment }),
             chores: Chores::default(),
-            threaded: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             active: AtomicU64::new(0),
         }
@@ -178,56 +166,33 @@ impl Log {
     /// Writes until the log is closed and nothing waits. To be called by one thread; from then on those who wait leave
     /// the writing to it.
     pub fn run(&self) {
-        /// Nobody is to wait for a writer that has panicked.
-        struct Closing<'a>(&'a Log);
+        /// The other thread is to end also where the writer has panicked.
+        struct Closing<'a>(&'a Chores);
         impl Drop for Closing<'_> {
             fn drop(&mut self) {
                 self.0.close();
-                lock(&self.0.queue).clear();
-                self.0.chores.close();
             }
         }
         std::thread::scope(|scope| {
-            let _closing = Closing(self);
+            let _closing = Closing(&self.chores);
             let other = std::thread::Builder::new().name("store segments".into());
             // Without it all is done here.
             if let Err(error) = other.spawn_scoped(scope, || self.do_chores()) {
                 tracing::warn!(%error, "segments are sealed and begun while puts wait");
                 self.chores.close();
             }
-            self.threaded.store(true, Ordering::Release);
-            while let Some(batch) = self.next_batch() {
-                self.write_batch(&mut lock(&self.writer), batch);
-            }
+            self.queue.serve(|writer, batch| self.write(writer, batch));
         });
-    }
-
-    /// Waits for a batch; `None` once the log was closed and nothing waits.
-    fn next_batch(&self) -> Option<Batch> {
-        let mut queue = lock(&self.queue);
-        loop {
-            if let Some(batch) = self.take_batch(&mut queue) {
-                return Some(batch);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue.idle = true;
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            queue.idle = false;
-        }
     }
 
     /// Takes nothing more; what waits is written.
     pub fn close(&self) {
-        lock(&self.queue).closed = true;
-        self.filled.notify_all();
-        self.emptied.notify_all();
+        self.queue.close();
     }
 
     /// Seals the active segment, once the log was closed and nobody writes.
     pub fn finish(&self) {
-        let mut writer = lock(&self.writer);
+        let mut writer = self.queue.writer();
         if let Some(active) = writer.active.take() {
             self.seal(active);
         }
@@ -235,77 +200,16 @@ impl Log {
 
     /// Writes a record; it is on disk, and in the table, when this returns its header.
     pub fn append(&self, job: Job<'_>) -> Outcome {
-        self.enqueue(job).and_then(|ticket| self.wait(&ticket))
+        let write = |writer: &mut Writer, batch: &mut Batch| self.write(writer, batch);
+        let ticket = self.queue.enqueue(job, self.disk.pool(), &write)?;
+        self.queue.wait(&ticket, &write)
     }
 
     /// Writes records, most often with one sync.
     pub fn append_all(&self, jobs: Vec<Job<'_>>) -> Vec<Outcome> {
-        let tickets: Vec<_> = jobs.into_iter().map(|job| self.enqueue(job)).collect();
-        tickets.into_iter().map(|ticket| ticket.and_then(|ticket| self.wait(&ticket))).collect()
-    }
-
-    fn is_threaded(&self) -> bool {
-        self.threaded.load(Ordering::Acquire)
-    }
-
-    fn enqueue(&self, job: Job<'_>) -> Result<Ticket, AppendError> {
-        let mut queue = lock(&self.queue);
-        loop {
-            if queue.closed {
-                return Err(AppendError::Closed);
-            }
-            if queue.bytes == 0 || queue.bytes + job.len() <= QUEUE_BYTES {
-                break;
-            }
-            if self.is_threaded() {
-                queue.crowded += 1;
-                queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                queue.crowded -= 1;
-            } else {
-                drop(queue);
-                self.write_next(&mut lock(&self.writer));
-                queue = lock(&self.queue);
-            }
-        }
-        let ticket = queue.add(job, self.disk.pool());
-        let idle = queue.idle;
-        drop(queue);
-        if idle {
-            self.filled.notify_one();
-        }
-        Ok(ticket)
-    }
-
-    fn wait(&self, ticket: &Ticket) -> Outcome {
-        while !self.is_threaded() {
-            let mut writer = lock(&self.writer);
-            // Whoever had the writer before may have written this too.
-            if let Some(told) = ticket.told.get() {
-                return ticket.outcome(told);
-            }
-            self.write_next(&mut writer);
-        }
-        ticket.outcome(ticket.told.wait())
-    }
-
-    fn take_batch(&self, queue: &mut Queue) -> Option<Batch> {
-        let batch = queue.take()?;
-        if queue.crowded > 0 {
-            self.emptied.notify_all();
-        }
-        Some(batch)
-    }
-
-    fn write_next(&self, writer: &mut Writer) {
-        let batch = self.take_batch(&mut lock(&self.queue));
-        if let Some(batch) = batch {
-            self.write_batch(writer, batch);
-        }
-    }
-
-    fn write_batch(&self, writer: &mut Writer, mut batch: Batch) {
-        let written = self.write(writer, &mut batch);
-        batch.tell(written);
+        let write = |writer: &mut Writer, batch: &mut Batch| self.write(writer, batch);
+        let tickets: Vec<_> = jobs.into_iter().map(|job| self.queue.enqueue(job, self.disk.pool(), &write)).collect();
+        tickets.into_iter().map(|ticket| ticket.and_then(|ticket| self.queue.wait(&ticket, &write))).collect()
     }
 
     /// Writes and syncs a batch, then tells the table.
@@ -458,5 +362,7 @@ fn padding_for(bytes: u64) -> u64 {
     if rest == 0 || rest >= RECORD_LEN as u64 { rest } else { rest + block }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

@@ -1,23 +1,21 @@
-//! What waits to be written, gathered in batches, and those who wait for it.
-
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+//! Records that are written with one sync.
 
 use potluck_proto::buffers::{Buffer, Pool};
 use potluck_proto::id::Digest;
 
-use super::{AppendError, Ticket, lock};
 use crate::store::segments::disk::Disk;
 use crate::store::segments::format::{BLOCK, Kind, RECORD_LEN, RecordHeader};
 
-/// Bytes written with one sync: a few milliseconds of a fast disk. One record may be longer.
-const BATCH_BYTES: usize = 8 << 20;
-
-/// Of them, bytes of short records, which are gathered.
-const GATHERED_BYTES: usize = 2 << 20;
-
-/// Records written with one sync.
-const BATCH_RECORDS: usize = 4096;
+/// How much is written with one sync.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchLimits {
+    /// Bytes of all records; one record may be longer.
+    pub(super) bytes: usize,
+    /// Of them, bytes of short records, which are gathered.
+    pub(super) gathered: usize,
+    /// Records.
+    pub(super) records: usize,
+}
 
 /// A record to be written. Sequence, place, time and, where it is 0, generation of its header are the writer's to fill in.
 pub struct Job<'a> {
@@ -74,57 +72,11 @@ fn copy(to: &mut [u8], parts: &[&[u8]]) -> usize {
     at
 }
 
-/// What became of a batch, once it is known.
-#[derive(Default)]
-pub(super) struct Told {
-    outcome: OnceLock<Result<Written, AppendError>>,
-    /// How many wait.
-    waiting: Mutex<usize>,
-    told: Condvar,
-}
-
-/// How many of those who wait each wakes who was woken: to wake all would keep the writer from the disk for longer than a
-/// small batch takes.
-const WAKES: usize = 2;
-
-impl Told {
-    pub(super) fn get(&self) -> Option<&Result<Written, AppendError>> {
-        self.outcome.get()
-    }
-
-    pub(super) fn wait(&self) -> &Result<Written, AppendError> {
-        let mut waiting = lock(&self.waiting);
-        loop {
-            if let Some(outcome) = self.outcome.get() {
-                let others = (*waiting).min(WAKES);
-                drop(waiting);
-                (0..others).for_each(|_| self.told.notify_one());
-                return outcome;
-            }
-            *waiting += 1;
-            waiting = self.told.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            *waiting -= 1;
-        }
-    }
-
-    /// Only what is told first counts.
-    fn tell(&self, outcome: Result<Written, AppendError>) {
-        let waiting = lock(&self.waiting);
-        let _ = self.outcome.set(outcome);
-        drop(waiting);
-        self.told.notify_one();
-    }
-}
-
-/// Those who wait for a batch are told in any case, also that it is dropped.
-struct Promise(Arc<Told>);
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        if self.0.get().is_none() {
-            self.0.tell(Err(AppendError::Closed));
-        }
-    }
+/// Which record of a batch one is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    Short(usize),
+    Long(usize),
 }
 
 /// The headers of a batch as they were written.
@@ -135,14 +87,18 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// The header of one record.
-    pub(super) fn header(&self, long: bool, place: usize) -> RecordHeader {
-        self.headers[if long { self.longs_from + place } else { place }]
+    /// The header of the record at a place.
+    pub(super) fn header(&self, place: Place) -> RecordHeader {
+        match place {
+            Place::Short(place) => self.headers[place],
+            Place::Long(place) => self.headers[self.longs_from + place],
+        }
     }
 }
 
 /// Records that are written with one sync. Short ones stand together, each longer one begins at a block: records of one
 /// batch have no order among them.
+#[derive(Default)]
 pub(super) struct Batch {
     /// Short records, one behind the other, without their headers.
     gathered: Option<Buffer>,
@@ -150,21 +106,9 @@ pub(super) struct Batch {
     shorts: Vec<(RecordHeader, bool)>,
     longs: Vec<(RecordHeader, bool, Buffer)>,
     long_bytes: usize,
-    promise: Promise,
 }
 
 impl Batch {
-    fn new() -> Self {
-        Self {
-            gathered: None,
-            filled: 0,
-            shorts: Vec::new(),
-            longs: Vec::new(),
-            long_bytes: 0,
-            promise: Promise(Arc::default()),
-        }
-    }
-
     /// Records, padding counted.
     pub(super) fn count(&self) -> usize {
         self.shorts.len() + self.longs.len() + 1
@@ -178,30 +122,35 @@ impl Batch {
         self.long_bytes as u64
     }
 
-    fn fits(&self, job: &Job<'_>) -> bool {
-        let short = matches!(job.body, Body::Short { .. });
-        self.count() < BATCH_RECORDS
-            && self.filled + self.long_bytes + job.len() <= BATCH_BYTES
-            && (!short || self.filled + job.len() <= GATHERED_BYTES)
+    /// Bytes of all its records, without padding.
+    pub(super) fn len(&self) -> usize {
+        self.filled + self.long_bytes
     }
 
-    fn add(&mut self, job: Job<'_>, pool: &Pool) -> Ticket {
-        let (long, place) = match job.body {
+    /// Whether one more record may be written with these.
+    pub(super) fn fits(&self, job: &Job<'_>, limits: &BatchLimits) -> bool {
+        let short = matches!(job.body, Body::Short { .. });
+        self.count() < limits.records
+            && self.len() + job.len() <= limits.bytes
+            && (!short || self.filled + job.len() <= limits.gathered)
+    }
+
+    pub(super) fn add(&mut self, job: Job<'_>, pool: &Pool, limits: &BatchLimits) -> Place {
+        match job.body {
             Body::Short { stripe, tree, payload } => {
                 // With room for padding.
-                let gathered = self.gathered.get_or_insert_with(|| pool.take(GATHERED_BYTES + 2 * BLOCK));
+                let gathered = self.gathered.get_or_insert_with(|| pool.take(limits.gathered + 2 * BLOCK));
                 let to = &mut gathered[self.filled + RECORD_LEN..];
                 self.filled += RECORD_LEN + copy(to, &[stripe, tree, payload]);
                 self.shorts.push((job.header, job.tell));
-                (false, self.shorts.len() - 1)
+                Place::Short(self.shorts.len() - 1)
             }
             Body::Long(bytes) => {
                 self.long_bytes += bytes.len();
                 self.longs.push((job.header, job.tell, bytes));
-                (true, self.longs.len() - 1)
+                Place::Long(self.longs.len() - 1)
             }
-        };
-        Ticket { told: self.promise.0.clone(), long, place }
+        }
     }
 
     /// Fills in all headers, in the order in which the records will stand: `fill` completes one, and writes it.
@@ -252,51 +201,5 @@ impl Batch {
             .map(|(_, header)| header);
         let told_longs = longs.iter().zip(&self.longs).filter(|(_, (_, tell, _))| *tell).map(|(header, _)| header);
         told_shorts.chain(told_longs)
-    }
-
-    /// Tells all who wait.
-    pub(super) fn tell(self, outcome: Result<Written, AppendError>) {
-        self.promise.0.tell(outcome);
-    }
-}
-
-/// Batches that wait.
-#[derive(Default)]
-pub(super) struct Queue {
-    batches: VecDeque<Batch>,
-    /// Bytes of their records.
-    pub(super) bytes: usize,
-    /// Nothing more is taken.
-    pub(super) closed: bool,
-    /// The writer waits for something to write.
-    pub(super) idle: bool,
-    /// How many wait for room.
-    pub(super) crowded: usize,
-}
-
-impl Queue {
-    /// Adds a record to the last batch, or to a new one.
-    pub(super) fn add(&mut self, job: Job<'_>, pool: &Pool) -> Ticket {
-        self.bytes += job.len();
-        if let Some(last) = self.batches.back_mut().filter(|last| last.fits(&job)) {
-            return last.add(job, pool);
-        }
-        let mut batch = Batch::new();
-        let ticket = batch.add(job, pool);
-        self.batches.push_back(batch);
-        ticket
-    }
-
-    /// Takes the first batch out.
-    pub(super) fn take(&mut self) -> Option<Batch> {
-        let batch = self.batches.pop_front()?;
-        self.bytes -= batch.filled + batch.long_bytes;
-        Some(batch)
-    }
-
-    /// Drops what waits; those who wait for it are told.
-    pub(super) fn clear(&mut self) {
-        self.batches.clear();
-        self.bytes = 0;
     }
 }

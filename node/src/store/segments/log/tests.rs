@@ -150,7 +150,7 @@ fn a_thread_writes_for_many_and_what_waits_is_bounded() {
                 for round in 0..25 {
                     let header = append(log, worker * 25 + round, 1_000_000).unwrap();
                     assert_eq!(header.key, [worker * 25 + round; 32]);
-                    assert!(lock(&log.queue).bytes <= QUEUE_BYTES);
+                    assert!(log.queue.waiting().0 <= LIMITS.waiting);
                 }
             });
         }
