@@ -46,6 +46,10 @@ mod sync {
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
+/// A segment is made ahead where the disk has space for so many: the last of it is for what is written, and for
+/// compaction.
+const SPARE_SEGMENTS: u64 = 4;
+
 /// Numbers of segments are below this: with a count behind them they make sequences.
 const SEGMENT_LIMIT: u64 = u32::MAX as u64;
 
@@ -92,6 +96,8 @@ type Outcome = Result<RecordHeader, AppendError>;
 struct Active {
     file: Arc<dyn DiskFile>,
     segment: u64,
+    /// Bytes of the file that were set aside.
+    room: u64,
     position: u64,
     /// The headers of its records, one after the other, as its footer will repeat them.
     footer: Vec<u8>,
@@ -216,9 +222,8 @@ impl Log {
     fn write(&self, writer: &mut Writer, batch: &mut Batch) -> Result<Written, AppendError> {
         let padding = padding_for(batch.short_bytes());
         let bytes = batch.short_bytes() + padding + batch.long_bytes();
-        let fits = |active: &Active| {
-            active.position + bytes <= self.segment_bytes && active.count() + batch.count() < RECORDS_LIMIT
-        };
+        let fits =
+            |active: &Active| active.position + bytes <= active.room && active.count() + batch.count() < RECORDS_LIMIT;
         if let Some(full) = writer.active.take_if(|active| !fits(active)) {
             self.active.store(0, Ordering::Release);
             if let Some(full) = self.chores.seal(full) {
@@ -267,8 +272,8 @@ impl Log {
         }
         drop(table);
         active.position += bytes;
-        if active.position * 2 > self.segment_bytes {
-            self.chores.want(&mut writer.next_segment);
+        if active.position * 2 > active.room {
+            self.chores.want(&mut writer.next_segment, || self.has_room_for_spare());
         }
         writer.active = Some(active);
         Ok(written)
@@ -284,10 +289,15 @@ impl Log {
                 // Whatever comes of it, the number is used.
                 writer.next_segment += 1;
                 let least = BLOCK as u64 + bytes;
-                match self.make(segment, self.segment_bytes.max(least)) {
-                    // What is left may do for this batch, and deletions must go on.
-                    Err(error) if AppendError::of(&error) == AppendError::Full => self.make(segment, least)?,
-                    made => made?,
+                let mut room = self.segment_bytes.max(least);
+                loop {
+                    match self.make(segment, room) {
+                        // A shorter one may do, down to one for this batch alone: deletions must go on.
+                        Err(error) if room > least && AppendError::of(&error) == AppendError::Full => {
+                            room = (room / 2).next_multiple_of(BLOCK as u64).max(least);
+                        }
+                        made => break made?,
+                    }
                 }
             }
         };
@@ -295,6 +305,10 @@ impl Log {
         self.active.store(begun.segment, Ordering::Release);
         lock(&self.table).begin_segment(begun.segment);
         Ok(begun)
+    }
+
+    fn has_room_for_spare(&self) -> bool {
+        self.disk.space().is_ok_and(|space| space.free >= SPARE_SEGMENTS * self.segment_bytes)
     }
 
     /// Makes a segment of this number and length without records. Its name and header last when it returns.
@@ -314,7 +328,7 @@ impl Log {
             let _ = self.disk.unlink(&name);
             return Err(error);
         }
-        Ok(Active { file, segment, position: BLOCK as u64, footer: Vec::new() })
+        Ok(Active { file, segment, room, position: BLOCK as u64, footer: Vec::new() })
     }
 
     /// Writes the footer. All records are synced already: if this fails, the next start reads them one by one.

@@ -49,10 +49,10 @@ impl Chores {
         None
     }
 
-    /// Has a segment made of the next number, unless there is one or nobody does it.
-    pub(super) fn want(&self, next_segment: &mut u64) {
+    /// Has a segment made of the next number, unless there is one, nobody does it, or it may not be.
+    pub(super) fn want(&self, next_segment: &mut u64, may: impl FnOnce() -> bool) {
         let mut list = lock(&self.list);
-        if list.open && matches!(list.spare, Spare::None) {
+        if list.open && matches!(list.spare, Spare::None) && may() {
             list.spare = Spare::Wanted(*next_segment);
             *next_segment += 1;
             self.changed.notify_all();
@@ -70,6 +70,12 @@ impl Chores {
             Spare::Ready(active) => Some(active),
             Spare::None | Spare::Wanted(_) => None,
         }
+    }
+
+    /// Whether a thread does what is listed.
+    #[cfg(test)]
+    pub(super) fn is_open(&self) -> bool {
+        lock(&self.list).open
     }
 
     /// What is listed is done, nothing more.

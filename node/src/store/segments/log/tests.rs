@@ -1,5 +1,7 @@
 //! One sync for those who come together, a new segment where one is full, and no end to what fails.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::store::segments::disk::faults::{Faults, FaultyDisk};
 use crate::store::segments::format::ALIGNED_FROM;
@@ -185,4 +187,62 @@ fn all_who_wait_for_a_batch_are_woken_and_full_segments_are_sealed() {
         assert!(read_segment(&*file, STORE, segment_number(&name).unwrap()).unwrap().sealed, "{name}");
     }
     assert_eq!(records(&disk).len(), 64 * 40);
+}
+
+#[test]
+fn where_no_whole_segment_has_room_the_next_is_half_as_long() {
+    const SEGMENT: u64 = 4 << 20;
+    // Room for one, and for an eighth of one.
+    let disk = FaultyDisk::new(1, SEGMENT + SEGMENT / 8 + (100 << 10), Faults::default());
+    let log = log(&disk, SEGMENT);
+    let len = |segment| disk.open(&segment_name(segment)).unwrap().len().unwrap();
+    let mut count = 0;
+    while log.active() != Some(2) {
+        append(&log, 0, 100_000).unwrap();
+        count += 1;
+    }
+    assert_eq!(len(2), SEGMENT / 8);
+    // Small batches share it, and still shorter ones after it, as long as anything has room.
+    while append(&log, 1, 10).is_ok() {
+        count += 1;
+        assert!(count < 1_000);
+    }
+    assert_eq!(append(&log, 1, 10), Err(AppendError::Full));
+    assert_eq!(log.failures(), 0, "a write went past what was set aside");
+    let segments = disk.list().unwrap().len();
+    assert!(segments < 10, "{segments} segments for {count} batches");
+    assert_eq!(records(&disk).len(), count);
+    assert!(disk.space().unwrap().free < 2 * BLOCK as u64);
+}
+
+/// How many segments beyond those that were begun a disk of so many bytes has, at the most, while two are filled.
+fn made_ahead(capacity: u64) -> u64 {
+    const SEGMENT: u64 = 1 << 20;
+    let disk = FaultyDisk::new(1, capacity, Faults::default());
+    let log = log(&disk, SEGMENT);
+    let writer = std::thread::spawn({
+        let log = log.clone();
+        move || log.run()
+    });
+    let until = Instant::now() + Duration::from_secs(60);
+    while !log.chores.is_open() {
+        assert!(Instant::now() < until);
+        std::thread::yield_now();
+    }
+    let mut most = 0;
+    while log.active() != Some(3) {
+        append(&log, 1, 100_000).unwrap();
+        // Given its number at once, made a little later.
+        most = most.max(log.queue.writer().next_segment - 1 - log.active().unwrap());
+    }
+    log.close();
+    writer.join().unwrap();
+    log.finish();
+    most
+}
+
+#[test]
+fn no_segment_is_made_ahead_where_space_runs_out() {
+    assert_eq!(made_ahead(16 << 20), 1);
+    assert_eq!(made_ahead(4 << 20), 0);
 }
