@@ -38,7 +38,7 @@ const LIMITS: Limits =
 /// What the queue locks with.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, Ordering};
-    pub(super) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+    pub(super) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
     pub(super) use super::lock;
 }

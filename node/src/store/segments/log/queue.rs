@@ -8,12 +8,12 @@
 //! (`schedules`).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use potluck_proto::buffers::Pool;
 
 use super::batch::{Batch, BatchLimits, Job, Place, Written};
-use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, PoisonError, lock};
+use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, lock};
 use super::{AppendError, LIMITS, Outcome};
 
 /// How many of those who wait for a batch each wakes who was woken: to wake all would keep the writer from the disk for

@@ -11,6 +11,33 @@ mod sync {
     pub(super) use shuttle::sync::atomic::{AtomicBool, Ordering};
     pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+    /// Another thread may go on before it is set, after it was, and after it was looked at.
+    pub(super) struct OnceLock<T> {
+        value: std::sync::OnceLock<T>,
+        changes: AtomicBool,
+    }
+
+    impl<T> Default for OnceLock<T> {
+        fn default() -> Self {
+            Self { value: std::sync::OnceLock::new(), changes: AtomicBool::new(false) }
+        }
+    }
+
+    impl<T> OnceLock<T> {
+        pub(super) fn get(&self) -> Option<&T> {
+            let value = self.value.get();
+            self.changes.load(Ordering::SeqCst);
+            value
+        }
+
+        pub(super) fn set(&self, value: T) -> Result<(), T> {
+            self.changes.store(true, Ordering::SeqCst);
+            let done = self.value.set(value);
+            self.changes.store(true, Ordering::SeqCst);
+            done
+        }
+    }
+
     pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -282,8 +309,9 @@ fn the_chain_of_waking_reaches_everybody() {
         };
         let server = serve(&queue, write);
         let threads = tickets.into_iter().map(wait).collect();
-        let outcomes = join(threads);
+        // What was taken before is written.
         queue.close();
+        let outcomes = join(threads);
         server.join().unwrap();
         assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
         compare(&queue, &outcomes);
