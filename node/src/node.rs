@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ pub fn log_store() -> OpenStore {
         rand::rngs::SysRng.try_fill_bytes(&mut fresh).map_err(std::io::Error::other)?;
         let options = Options {
             capacity,
-            segment_bytes: segment_bytes(capacity),
+            segment_bytes: segment_bytes(capacity.min(space.total)),
             fresh: StoreId(fresh),
             clock: system_clock(),
             threaded: true,
@@ -248,7 +248,6 @@ pub struct Core {
     pub http: Option<SocketAddr>,
     tally: Mutex<(Tally, Option<Instant>)>,
     announced: Mutex<Option<Announced>>,
-    corrupt: AtomicU64,
     leaving: AtomicBool,
     /// It has left, and others know.
     left: AtomicBool,
@@ -285,7 +284,6 @@ impl Core {
     /// A shard here did not match its hash: it was set aside, and its siblings' holders are told.
     pub fn found_corrupt(self: &Core, stripe: StripeId, found_by: FoundBy) {
         self.metrics.corrupt_shards.with(found_by).inc();
-        self.corrupt.fetch_add(1, Ordering::Relaxed);
         self.alerts.add(stripe);
     }
 
@@ -404,7 +402,7 @@ impl Core {
             members: view.table.members().count() as u64,
             members_up: view.table.members().filter(|record| view.is_up(&record.node())).count() as u64,
             rebalanced_shards: self.metrics.rebalanced_shards.get(),
-            corrupt_shards: self.corrupt.load(Ordering::Relaxed),
+            corrupt_shards: self.store.lost(),
             full: self.store.full(),
             leaving: self.leaving(),
             left: self.left(),
@@ -512,7 +510,6 @@ impl Node {
             http: page.as_ref().map(|(address, _)| *address),
             tally: Mutex::default(),
             announced: Mutex::new(announced),
-            corrupt: AtomicU64::new(0),
             leaving: AtomicBool::new(was_leaving),
             left: AtomicBool::new(false),
             started: Instant::now(),

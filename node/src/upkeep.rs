@@ -181,6 +181,7 @@ pub async fn compact(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
                 return;
             }
         }
+        core.store.take_lost().into_iter().for_each(|stripe| core.alerts.add(stripe));
         let shared = core.clone();
         if let Err(error) = core.executor.run(move || shared.store.index_segments(INDEXED_AT_ONCE)).await {
             tracing::error!(%error, "the index cannot be kept up to date");

@@ -73,6 +73,9 @@ const OPEN_FILES: usize = 256;
 /// Fronts of shards that are kept, each a few hundred bytes to a few thousand.
 const FRONTS: usize = 512;
 
+/// Stripes that wait to be taken for repair; the survey comes to all others anyway.
+const LOST_STRIPES: usize = 4096;
+
 /// Unreadable shards that are tried again at once.
 const RETRIES: usize = 16;
 
@@ -210,6 +213,8 @@ pub struct SegmentStore {
     turn: AtomicU64,
     /// Shards found damaged or unreadable since the start.
     lost: AtomicU64,
+    /// Their stripes, until somebody asks.
+    lost_of: Mutex<BTreeSet<StripeId>>,
 }
 
 impl SegmentStore {
@@ -267,6 +272,7 @@ impl SegmentStore {
             writer: None,
             turn: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            lost_of: Mutex::default(),
         };
         // Footers are longer than what is read from now on.
         store.disk.pool().clear();
@@ -288,6 +294,21 @@ impl SegmentStore {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    fn count_lost(&self, key: ShardKey) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        let mut stripes = lock(&self.lost_of);
+        if stripes.len() < LOST_STRIPES {
+            stripes.insert(key.stripe);
+        }
+    }
+
+    /// Stripes of which a shard was found damaged or unreadable since this was last asked, whoever found it: compaction
+    /// does too.
+    #[must_use]
+    pub fn take_lost(&self) -> BTreeSet<StripeId> {
+        std::mem::take(&mut lock(&self.lost_of))
     }
 
     /// Segments that a failed write or sync has ended since the start.
@@ -487,7 +508,7 @@ impl SegmentStore {
                 ReadError::Disk(error) => {
                     tracing::error!(stripe = %key.stripe, index = key.index, %error, "a shard cannot be read: it counts as missing until it can");
                     if lock(&self.table).set_unreadable(key, entry.place, true) {
-                        self.lost.fetch_add(1, Ordering::Relaxed);
+                        self.count_lost(key);
                     }
                     StoreError::Unreadable(error.to_string())
                 }
@@ -506,7 +527,7 @@ impl SegmentStore {
         if self.entry(&key).is_none_or(|now| now.place != seen.place) {
             return;
         }
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.count_lost(key);
         let header = RecordHeader { damaged: true, ..RecordHeader::bare(Kind::Delete, key.stripe.0, key.index as u8) };
         if let Err(error) = self.log.append(Job::new(&*self.disk, header, &[], &[], &[])) {
             tracing::error!(%error, "a damaged shard could not be recorded: the next start finds it again");

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use potluck_proto::id::StripeId;
@@ -241,7 +240,7 @@ impl SegmentStore {
                     }
                     Err(ReadError::Disk(error)) => {
                         if !is_shortage(&error) && lock(&self.table).set_unreadable(key, entry.place, true) {
-                            self.lost.fetch_add(1, Ordering::Relaxed);
+                            self.count_lost(key);
                         }
                         return Err(self.stays(segment, &error));
                     }

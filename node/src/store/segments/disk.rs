@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use potluck_proto::buffers::Pool;
@@ -79,6 +80,10 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 
+/// How often the lock is tried again, and the time between two tries: half a second in all.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// A folder of the file system, past the page cache where it can. A second process is kept out of it while this lives.
 pub struct FolderDisk {
     folder: PathBuf,
@@ -101,7 +106,7 @@ impl FolderDisk {
             durable::sync_folder(parent)?;
         }
         let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
-        locked(folder, lock.try_lock())?;
+        locked(folder, || lock.try_lock())?;
         Ok(Self { folder: folder.into(), disk: Arc::new(unbuffered::Disk::new(folder)?), _lock: Some(lock) })
     }
 
@@ -114,7 +119,7 @@ impl FolderDisk {
             file => Some(file?),
         };
         if let Some(lock) = &lock {
-            locked(folder, lock.try_lock_shared())?;
+            locked(folder, || lock.try_lock_shared())?;
         }
         let mut files = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
         let sample = files.find(|path| path.is_file() && path.file_name().is_some_and(|name| name != LOCK));
@@ -123,7 +128,16 @@ impl FolderDisk {
     }
 }
 
-fn locked(folder: &Path, tried: Result<(), TryLockError>) -> io::Result<()> {
+/// Takes the lock, and waits a moment for a process that is just ending.
+fn locked(folder: &Path, mut lock: impl FnMut() -> Result<(), TryLockError>) -> io::Result<()> {
+    let mut tried = lock();
+    for _ in 0..LOCK_TRIES {
+        if !matches!(tried, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        tried = lock();
+    }
     match tried {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
