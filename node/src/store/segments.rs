@@ -15,11 +15,13 @@ pub mod format;
 pub mod index;
 pub mod log;
 pub mod pages;
+mod reading;
 pub mod recovery;
 pub mod scrub;
+mod space;
 pub mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -27,18 +29,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use potluck_proto::blocks::{self, BlockTree};
+use potluck_proto::blocks::BlockTree;
 use potluck_proto::id::{Digest, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, SignedHeader};
 
 use self::busy::{Busy, Name};
+use self::disk::Disk;
 use self::disk::faults::FaultyDisk;
-use self::disk::{Disk, DiskFile};
-use self::format::{BLOCK, FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId, decode_front};
+use self::format::{BLOCK, FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader, StoreId};
 use self::index::Index;
-use self::log::{AppendError, Clock, Job, Log, lock, segment_name};
+use self::log::{AppendError, Clock, Job, Log, lock};
+use self::reading::{Files, Fronts, LOOKUPS, ReadError, describe};
 use self::recovery::Found;
-use self::table::{Entry, Place, Table};
+use self::space::Room;
+use self::table::{Entry, Table};
 use super::{Check, Held, ShardKey, ShardRead, ShardState, StoreError, Usage};
 
 /// Length at which a segment is sealed, in bytes: emptied in a second, and few enough files.
@@ -54,25 +58,6 @@ pub fn segment_bytes(capacity: u64) -> u64 {
     (capacity / 64 / BLOCK as u64 * BLOCK as u64).clamp(SEGMENT_BYTES_LEAST, SEGMENT_BYTES)
 }
 
-/// Disk space that the node leaves free: the smaller of this many bytes and a twentieth of the disk, but three segments
-/// at the least. Deletions and compaction may use it.
-const RESERVE_BYTES: u64 = 512 << 20;
-
-/// Puts between two questions to the disk how much is free.
-const ASK_DISK_EVERY: u32 = 64;
-
-/// Room that words and heads, which come many at once, must find in a segment.
-const WORDS_BYTES: u64 = 64 << 10;
-
-/// Below so many free bytes, the reserve apart, the disk is asked at each put.
-const ASK_DISK_BELOW: u64 = 1 << 30;
-
-/// Files of segments that are kept open.
-const OPEN_FILES: usize = 256;
-
-/// Fronts of shards that are kept, each a few hundred bytes to a few thousand.
-const FRONTS: usize = 512;
-
 /// Stripes that wait to be taken for repair; the survey comes to all others anyway.
 const LOST_STRIPES: usize = 4096;
 
@@ -81,9 +66,6 @@ const RETRIES: usize = 16;
 
 /// Segments that are taken into the index at the end, beside the one that was written.
 const INDEXED_AT_END: usize = 8;
-
-/// How often a shard is looked for that moves while it is read.
-const LOOKUPS: usize = 8;
 
 /// How a store is opened.
 #[derive(Clone)]
@@ -119,74 +101,6 @@ pub struct Stats {
     pub unusable: u64,
     /// Segments that a failed write or sync has ended since the start.
     pub failures: u64,
-}
-
-/// Open files of segments, the newest used last.
-#[derive(Default)]
-struct Files(Mutex<Vec<(u64, Arc<dyn DiskFile>)>>);
-
-impl Files {
-    fn get(&self, disk: &dyn Disk, segment: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let mut files = lock(&self.0);
-        if let Some(place) = files.iter().position(|(number, _)| *number == segment) {
-            let found = files.remove(place);
-            let file = found.1.clone();
-            files.push(found);
-            return Ok(file);
-        }
-        let file = disk.open(&segment_name(segment))?;
-        if files.len() >= OPEN_FILES {
-            files.remove(0);
-        }
-        files.push((segment, file.clone()));
-        Ok(file)
-    }
-
-    fn forget(&self, segment: u64) {
-        lock(&self.0).retain(|(number, _)| *number != segment);
-    }
-}
-
-/// What the disk had free when it was asked.
-struct Room {
-    /// Bytes, the reserve apart.
-    free: u64,
-    /// Bytes of segments then.
-    used: u64,
-    /// Puts since.
-    asked: u32,
-}
-
-/// Why a record could not be read.
-enum ReadError {
-    Damaged(FormatError),
-    Disk(io::Error),
-}
-
-/// Fronts of shards that were read last: who reads one range of a shard soon reads the next.
-#[derive(Default)]
-struct Fronts(Mutex<BTreeMap<Place, Arc<Front>>>);
-
-impl Fronts {
-    fn get(&self, place: Place) -> Option<Arc<Front>> {
-        lock(&self.0).get(&place).cloned()
-    }
-
-    fn keep(&self, place: Place, front: &Arc<Front>) {
-        let mut fronts = lock(&self.0);
-        if fronts.len() >= FRONTS {
-            // Seldom, and what is needed soon comes back soon.
-            fronts.clear();
-        }
-        fronts.insert(place, front.clone());
-    }
-}
-
-/// A record's bytes, checked as far as its payload.
-struct Front {
-    header: RecordHeader,
-    stripe: SignedHeader,
-    tree: BlockTree,
 }
 
 /// Shards in a log.
@@ -371,152 +285,6 @@ impl SegmentStore {
         lock(&self.table).entry(key).filter(|entry| !entry.unreadable)
     }
 
-    /// Whether puts of so many bytes are to be refused.
-    fn check_space(&self, incoming: u64) -> Result<(), StoreError> {
-        if incoming > self.room()? { Err(StoreError::Full) } else { Ok(()) }
-    }
-
-    /// Bytes that puts may still take: of the capacity and of the disk, less what is kept for deletions and compaction.
-    fn room(&self) -> Result<u64, StoreError> {
-        let used = lock(&self.table).file_bytes();
-        // Two segments are set aside before they are written.
-        let offered =
-            self.capacity.saturating_sub((2 * self.segment_bytes).min(self.capacity / 10)).saturating_sub(used);
-        let mut room = lock(&self.room);
-        // Others may write to the disk too; asking it each time would cost small puts as much as all else.
-        let free = room.as_ref().filter(|room| room.asked < ASK_DISK_EVERY).and_then(|room| {
-            let left = room.free.checked_sub(used.saturating_sub(room.used))?;
-            Some(left).filter(|left| *left > ASK_DISK_BELOW)
-        });
-        let free = match free {
-            Some(free) => free,
-            None => {
-                let space = self.disk.space()?;
-                let free = space.free.saturating_sub(self.reserve(space.total));
-                *room = Some(Room { free, used, asked: 0 });
-                free
-            }
-        };
-        if let Some(room) = &mut *room {
-            room.asked += 1;
-        }
-        Ok(offered.min(free))
-    }
-
-    /// Bytes of a disk that puts leave free. One segment of them is compaction's alone.
-    fn reserve(&self, total: u64) -> u64 {
-        RESERVE_BYTES.min(total / 20).max(3 * self.segment_bytes)
-    }
-
-    /// Whether the disk has no space for words of deletion and heads either: what is left is for compaction, which gives
-    /// back what was deleted before.
-    fn check_space_for_words(&self) -> Result<(), StoreError> {
-        let written = self.log.active().and_then(|active| Some(lock(&self.table).segments().get(&active)?.bytes));
-        // The segment that is written has its space already.
-        if written.is_some_and(|bytes| bytes + WORDS_BYTES < self.segment_bytes) {
-            return Ok(());
-        }
-        if self.disk.space()?.free < 2 * self.segment_bytes { Err(StoreError::Full) } else { Ok(()) }
-    }
-
-    /// Whether space runs out: compaction is then in a hurry, and content with less.
-    #[must_use]
-    pub fn short_of_space(&self) -> bool {
-        !self.room().is_ok_and(|room| room >= 2 * self.segment_bytes)
-    }
-
-    fn read_file(&self, segment: u64, range: Range<u64>) -> Result<Bytes, ReadError> {
-        // A name that is gone proves nothing of the shard: perhaps the disk is.
-        let file = self.files.get(&*self.disk, segment).map_err(ReadError::Disk)?;
-        let len = range.end - range.start;
-        let bytes = file.read_at(range).map_err(|error| {
-            self.files.forget(segment);
-            ReadError::Disk(error)
-        })?;
-        if bytes.len() as u64 == len { Ok(bytes) } else { Err(ReadError::Damaged(FormatError::Truncated)) }
-    }
-
-    /// Reads what stands before a shard's payload and, of the payload, what `range` says. Only the front is checked.
-    fn read_entry(&self, key: &ShardKey, entry: &Entry, range: Range<u64>) -> Result<(Front, Bytes), ReadError> {
-        let expected = RecordHeader {
-            header_len: entry.header_len,
-            tree_len: entry.tree_len,
-            payload_len: entry.held.len,
-            ..RecordHeader::bare(Kind::Shard, key.stripe.0, key.index as u8)
-        };
-        let (from, payload_at) = (entry.place.offset, expected.payload_at());
-        let payload = from + payload_at + range.start..from + payload_at + range.end;
-        // One call where they lie side by side.
-        let (front, data) = if range.start == 0 {
-            let bytes = self.read_file(entry.place.segment, from..payload.end)?;
-            (bytes.slice(..payload_at as usize), bytes.slice(payload_at as usize..))
-        } else {
-            let front = self.read_file(entry.place.segment, from..from + payload_at)?;
-            (front, self.read_file(entry.place.segment, payload)?)
-        };
-        let header = RecordHeader::decode(&front).map_err(ReadError::Damaged)?;
-        header.expect_at(self.store, entry.place.segment, from).map_err(ReadError::Damaged)?;
-        let same = (header.kind, header.key, usize::from(header.index)) == (Kind::Shard, key.stripe.0, key.index);
-        let lengths = (header.header_len, header.tree_len, header.payload_len)
-            == (entry.header_len, entry.tree_len, entry.held.len);
-        if !same || !lengths {
-            return Err(ReadError::Damaged(FormatError::Elsewhere));
-        }
-        match decode_front(&header, &front).map_err(ReadError::Damaged)? {
-            Some((stripe, tree)) => Ok((Front { header, stripe, tree }, data)),
-            None => Err(ReadError::Damaged(FormatError::Elsewhere)),
-        }
-    }
-
-    /// As [`SegmentStore::read_entry`], but what stands before the payload may have been read and checked before.
-    fn read_known(&self, key: &ShardKey, entry: &Entry, range: Range<u64>) -> Result<(Arc<Front>, Bytes), ReadError> {
-        if let Some(front) = self.fronts.get(entry.place) {
-            if range.is_empty() {
-                return Ok((front, Bytes::new()));
-            }
-            let payload = entry.place.offset + front.header.payload_at();
-            let data = self.read_file(entry.place.segment, payload + range.start..payload + range.end)?;
-            return Ok((front, data));
-        }
-        let (front, data) = self.read_entry(key, entry, range)?;
-        let front = Arc::new(front);
-        self.fronts.keep(entry.place, &front);
-        Ok((front, data))
-    }
-
-    /// Finds a shard and runs `work` on it. One that proves damaged, or that the disk does not give, counts as missing
-    /// from then on.
-    fn on_shard<T>(&self, key: ShardKey, work: impl Fn(&Entry) -> Result<T, ReadError>) -> Result<T, StoreError> {
-        for _ in 0..LOOKUPS {
-            let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
-            let error = match work(&entry) {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            // It may have been moved, and its segment be gone or its file be another's by now.
-            let same = self.entry(&key).is_some_and(|now| now.place == entry.place);
-            if !same {
-                continue;
-            }
-            return Err(match error {
-                ReadError::Damaged(why) => {
-                    tracing::warn!(stripe = %key.stripe, index = key.index, %why, "a damaged shard is given up");
-                    self.give_up(key, &entry);
-                    StoreError::Corrupt(describe(&why))
-                }
-                ReadError::Disk(error) if is_shortage(&error) => StoreError::Io(error),
-                ReadError::Disk(error) => {
-                    tracing::error!(stripe = %key.stripe, index = key.index, %error, "a shard cannot be read: it counts as missing until it can");
-                    if lock(&self.table).set_unreadable(key, entry.place, true) {
-                        self.count_lost(key);
-                    }
-                    StoreError::Unreadable(error.to_string())
-                }
-            });
-        }
-        Err(StoreError::Unreadable("it moved each time it was looked for".into()))
-    }
-
     /// Ends a shard that proved damaged, durably if the disk takes the word of it.
     fn give_up(&self, key: ShardKey, seen: &Entry) {
         let _claim = self.busy.claim(name_of(key));
@@ -533,29 +301,6 @@ impl SegmentStore {
             tracing::error!(%error, "a damaged shard could not be recorded: the next start finds it again");
             lock(&self.table).forget(key, seen.place);
         }
-    }
-
-    /// Reads a range; `known`: the front need not be read again.
-    fn read_range(&self, key: ShardKey, range: Range<u64>, check: Check, known: bool) -> Result<ShardRead, StoreError> {
-        let len = u64::from(self.entry(&key).ok_or(StoreError::NotFound)?.held.len);
-        if range.end > len || range.start > range.end {
-            return Err(StoreError::Range);
-        }
-        let range = if range.is_empty() { 0..len } else { range };
-        let wide = blocks::widen(range.start, range.end - range.start, len);
-        self.on_shard(key, |entry| {
-            let (front, data) = if known {
-                self.read_known(&key, entry, wide.clone())?
-            } else {
-                let (front, data) = self.read_entry(&key, entry, wide.clone())?;
-                (Arc::new(front), data)
-            };
-            if check == Check::Here && front.tree.check_range(wide.start, &data).is_err() {
-                return Err(ReadError::Damaged(FormatError::Checksum("payload")));
-            }
-            let header = front.stripe.bytes().clone();
-            Ok(ShardRead { header, tree: front.tree.clone(), offset: wide.start, data })
-        })
     }
 
     /// Says what a shard has become. The key is claimed.
@@ -579,27 +324,6 @@ impl SegmentStore {
         let job = Job::new(&*self.disk, header, front.stripe.bytes(), front.tree.as_bytes(), &data);
         self.log.append(job).map_err(append_failed)?;
         Ok(())
-    }
-
-    /// Reads a claimed shard whole and checks it.
-    fn on_shard_claimed(&self, key: ShardKey) -> Result<(Front, Bytes), StoreError> {
-        let entry = self.entry(&key).ok_or(StoreError::NotFound)?;
-        match self.read_whole(&key, &entry) {
-            Ok(read) => Ok(read),
-            Err(ReadError::Disk(error)) => Err(StoreError::Unreadable(error.to_string())),
-            Err(ReadError::Damaged(why)) => {
-                self.give_up_claimed(key, &entry);
-                Err(StoreError::Corrupt(describe(&why)))
-            }
-        }
-    }
-
-    fn read_whole(&self, key: &ShardKey, entry: &Entry) -> Result<(Front, Bytes), ReadError> {
-        let (front, data) = self.read_entry(key, entry, 0..entry.held.len.into())?;
-        match front.tree.check_range(0, &data) {
-            Ok(()) => Ok((front, data)),
-            Err(_) => Err(ReadError::Damaged(FormatError::Checksum("payload"))),
-        }
     }
 
     /// Changes what is said of a shard, unless it is said already for sure.
@@ -655,22 +379,6 @@ impl SegmentStore {
     pub fn kept_keys(&self, kind: Kind) -> Vec<[u8; 32]> {
         lock(&self.table).fact_keys(kind)
     }
-}
-
-fn describe(why: &FormatError) -> &'static str {
-    match why {
-        FormatError::Checksum(what) | FormatError::Field(what) | FormatError::Magic(what) => what,
-        FormatError::Version(_) => "version",
-        FormatError::Truncated => "cut off",
-        FormatError::Elsewhere => "another record is in its place",
-    }
-}
-
-/// Whether the process is short of something, which says nothing of the shard.
-fn is_shortage(error: &io::Error) -> bool {
-    let files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-    matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
-        || files.contains(&error.raw_os_error())
 }
 
 fn append_failed(error: AppendError) -> StoreError {
@@ -838,7 +546,7 @@ impl SegmentStore {
     /// Whether puts are refused for want of space.
     #[must_use]
     pub fn full(&self) -> bool {
-        self.check_space((DATA_LIMIT as u64 / 4).min(self.capacity / 20)).is_err()
+        !self.room().is_ok_and(|room| room >= (DATA_LIMIT as u64 / 4).min(self.capacity / 20))
     }
 }
 

@@ -14,12 +14,12 @@ use std::io;
 use potluck_proto::id::StripeId;
 
 use self::segment::{Reading, read_one};
-use super::RESERVE_BYTES;
 use super::disk::{Disk, Space};
 use super::format::{BLOCK, FormatError, Kind, RecordHeader, SegmentHeader, StoreId};
 use super::log::{segment_name, segment_number};
 use super::recovery::STORE_NAME;
 use super::table::{Place, Table};
+use super::{segment_bytes, space};
 use crate::store::ShardKey;
 
 pub use self::mend::{MendError, Mended, mend};
@@ -233,10 +233,10 @@ pub fn read(disk: &dyn Disk, depth: Depth, progress: &mut dyn FnMut(u64, u64)) -
     Ok(Report { store, store_file, segments, kinds, table })
 }
 
-/// Bytes of a disk that puts leave free.
+/// Bytes of a disk that puts leave free, where the store may have all of it.
 #[must_use]
 pub fn reserve(space: Space) -> u64 {
-    RESERVE_BYTES.min(space.total / 20)
+    space::reserve(space.total, segment_bytes(space.total))
 }
 
 /// The store's id as a start finds it, and how the file fares that should say it.

@@ -13,8 +13,9 @@ use potluck_proto::id::StripeId;
 use super::busy::Name;
 use super::format::{Kind, Record, RecordHeader};
 use super::log::{AppendError, Job, lock, segment_name};
+use super::reading::{ReadError, is_shortage};
 use super::table::SegmentFacts;
-use super::{ReadError, SegmentStore, fact_header, is_shortage, recovery, state_header};
+use super::{SegmentStore, fact_header, recovery, state_header};
 use crate::store::{ShardKey, ShardState};
 
 /// What must be dead of a segment, in percent of its bytes, while there is space.

@@ -26,7 +26,7 @@ pub const PAYLOAD_LIMIT: usize = DATA_LIMIT;
 pub const STRIPE_HEADER_LIMIT: usize = 64 << 10;
 
 /// Most records of a segment, so that the footer, which repeats their headers, is no longer than a payload may be.
-pub const RECORDS_LIMIT: usize = 1 << 16;
+pub const RECORDS_LIMIT: usize = 1 << 15;
 
 /// Newest version of a segment.
 const VERSION: u16 = 1;

@@ -18,7 +18,7 @@ use super::format::{BLOCK, Kind, RecordHeader, Seal, StoreId};
 use super::log::lock;
 
 /// Memory that sled may use for its pages, in bytes: it is read once, at the start.
-const SLED_CACHE_BYTES: u64 = 8 << 20;
+const SLED_CACHE_BYTES: u64 = 1 << 20;
 
 /// Bytes of rows in one of sled's values.
 const PIECE_BYTES: usize = 16 << 10;

@@ -11,7 +11,8 @@ use potluck_proto::id::StripeId;
 
 use super::format::{Kind, Record, RecordHeader};
 use super::log::lock;
-use super::{ReadError, SegmentStore, recovery};
+use super::reading::ReadError;
+use super::{SegmentStore, recovery};
 use crate::store::{ShardKey, StoreError};
 
 /// Where a pass has come to: the next record to be read stands there or behind.

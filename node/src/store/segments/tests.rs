@@ -6,6 +6,7 @@ mod state_machine;
 use super::disk::FolderDisk;
 use super::disk::faults::{Faults, FaultyDisk};
 use super::format::BLOCK;
+use super::log::segment_name;
 use super::*;
 use potluck_proto::blocks::chaining_values;
 use potluck_proto::cert::{DeviceCert, Rights};

@@ -128,3 +128,40 @@ fn what_a_killed_process_leaves_of_sled_is_no_obstacle() {
         assert_eq!(std::fs::read(path.with_extension("damaged")).unwrap(), b"nonsense");
     }
 }
+
+/// The layout of FORMAT.md, "Index", written here field by field.
+#[test]
+fn an_entry_is_as_documented() {
+    assert_eq!(key(0x0102, 3), [0, 0, 0, 0, 0, 0, 1, 2, 0, 3]);
+    let head = [
+        &1_u16.to_le_bytes()[..],
+        &STORE.0,
+        &7_u64.to_le_bytes(),
+        &(1_u64 << 20).to_le_bytes(),
+        &1_000_u32.to_le_bytes(),
+        &[9; 32],
+        &[5; 32],
+    ];
+    assert_eq!(encode_head(STORE, 7, mark(), Digest([5; 32])), head.concat());
+    // A shard, a deletion, a word of the trash, and padding.
+    let records = records(7, 4);
+    let row = |record: &RecordHeader, flags: u8, until: &[u8]| {
+        [
+            &[record.kind as u8][..],
+            &(record.sequence as u32).to_le_bytes(),
+            &record.payload_len.to_le_bytes(),
+            &record.key,
+            &[record.index, flags, record.scheme.0, record.scheme.1],
+            &record.header_len.to_le_bytes(),
+            &record.tree_len.to_le_bytes(),
+            &record.generation.to_le_bytes(),
+            &record.touched.to_le_bytes(),
+            until,
+        ]
+        .concat()
+    };
+    let padding = [&[9][..], &3_u32.to_le_bytes(), &77_u32.to_le_bytes()].concat();
+    let until = (u64::MAX - 1).to_le_bytes();
+    let rows = [row(&records[0], 1, &[]), row(&records[1], 4, &[]), row(&records[2], 2, &until), padding];
+    assert_eq!(encode_rows(&records), rows.concat());
+}
