@@ -593,6 +593,10 @@ impl Node {
         if let Err(error) = written.and_then(|()| self.core.write_contacts()) {
             tracing::error!(%error, "the node's state cannot be written to disk");
         }
+        let core = self.core.clone();
+        if let Err(error) = self.core.executor.run(move || core.store.close()).await {
+            tracing::error!(%error, "the store was not closed in order");
+        }
         tracing::info!("the node has stopped");
     }
 

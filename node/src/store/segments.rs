@@ -123,7 +123,7 @@ pub struct SegmentStore {
     unindexed: Mutex<BTreeSet<u64>>,
     /// The first segment since the start.
     first: u64,
-    writer: Option<std::thread::JoinHandle<()>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     turn: AtomicU64,
     /// Shards found damaged or unreadable since the start.
     lost: AtomicU64,
@@ -183,7 +183,7 @@ impl SegmentStore {
             index: opened.index,
             unindexed: Mutex::default(),
             first: opened.next_segment,
-            writer: None,
+            writer: Mutex::default(),
             turn: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             lost_of: Mutex::default(),
@@ -193,7 +193,7 @@ impl SegmentStore {
         if options.threaded {
             let log = store.log.clone();
             let writer = std::thread::Builder::new().name("store writer".into()).spawn(move || log.run())?;
-            store.writer = Some(writer);
+            store.writer = Mutex::new(Some(writer));
         }
         Ok(store)
     }
@@ -575,16 +575,23 @@ fn name_of(key: ShardKey) -> Name {
     (Kind::Shard, key.stripe.0, key.index)
 }
 
-impl Drop for SegmentStore {
-    fn drop(&mut self) {
+impl SegmentStore {
+    /// Writes what waits, seals the segment that is written and has the index take it in. Nothing is written after that.
+    /// The next start is quicker for it; nothing hangs on it.
+    pub fn close(&self) {
         self.log.close();
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
+        let writer = lock(&self.writer).take();
+        if writer.is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the store's writer has panicked");
         }
         self.log.finish();
         self.index_segments(INDEXED_AT_END);
+    }
+}
+
+impl Drop for SegmentStore {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

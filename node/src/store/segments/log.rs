@@ -200,6 +200,7 @@ impl Log {
     pub fn finish(&self) {
         let mut writer = self.queue.writer();
         if let Some(active) = writer.active.take() {
+            self.active.store(0, Ordering::Release);
             self.seal(active);
         }
     }
