@@ -110,15 +110,19 @@ impl Found {
 }
 
 /// Reads a file in pieces.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a dyn DiskFile,
     start: u64,
     bytes: Bytes,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    pub(super) fn new(file: &'a dyn DiskFile) -> Self {
+        Self { file, start: 0, bytes: Bytes::new() }
+    }
+
     /// So many bytes from a place, less where the file ends.
-    fn get(&mut self, at: u64, len: u64) -> io::Result<&[u8]> {
+    pub(super) fn get(&mut self, at: u64, len: u64) -> io::Result<&[u8]> {
         let have = self.start..self.start + self.bytes.len() as u64;
         if at < have.start || at + len > have.end {
             // Where a large piece cannot be read, perhaps this part of it can.
@@ -187,7 +191,7 @@ fn sealed(file: &dyn DiskFile, seal: &Seal, len: u64) -> Option<Vec<RecordHeader
 /// Reads a segment record by record.
 fn scan(file: &dyn DiskFile, store: StoreId, segment: u64, len: u64) -> Contents {
     let mut contents = Contents::default();
-    let mut window = Window { file, start: 0, bytes: Bytes::new() };
+    let mut window = Window::new(file);
     let block = BLOCK as u64;
     let mut at = block;
     // What was skipped since the last whole record, and what was wrong with it first.

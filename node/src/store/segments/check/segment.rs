@@ -3,19 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use bytes::Bytes;
-
 use super::{Depth, Part, SegmentReport, Standing, State, What};
 use crate::store::ShardKey;
 use crate::store::segments::disk::{Disk, DiskFile};
 use crate::store::segments::format::{BLOCK, Kind, RECORD_LEN, Record, RecordHeader, Seal, SegmentHeader, StoreId};
 use crate::store::segments::log::segment_name;
-use crate::store::segments::recovery::{Contents, Gap, Unusable, read_segment};
+use crate::store::segments::recovery::{Contents, Gap, Unusable, Window, read_segment};
 use crate::store::segments::table::{Place, Table};
 use potluck_proto::id::StripeId;
-
-/// Bytes read at once; more if one record is longer.
-const PIECE: u64 = 1 << 20;
 
 /// What a record is about: its kind, a shard's for all that is said of one, its key and its index.
 type Name = (Kind, [u8; 32], u8);
@@ -124,7 +119,7 @@ pub(super) fn read_one(reading: &mut Reading, disk: &dyn Disk, segment: u64) {
 
 /// Finds the damaged parts.
 fn look(reading: &Reading, file: &dyn DiskFile, contents: &Contents, report: &mut SegmentReport) {
-    let mut window = Window { file, start: 0, bytes: Bytes::new() };
+    let mut window = Window::new(file);
     let first = window.get(0, BLOCK as u64).map(SegmentHeader::decode);
     let wrong = match first {
         Ok(Ok(_)) => None,
@@ -278,27 +273,5 @@ impl Gaps<'_> {
         if gap.len == 0 {
             parts.push(part(gap.offset, 0, What::Unknown, gap.why.clone()));
         }
-    }
-}
-
-/// Reads a file in pieces.
-struct Window<'a> {
-    file: &'a dyn DiskFile,
-    start: u64,
-    bytes: Bytes,
-}
-
-impl Window<'_> {
-    /// So many bytes from a place, less where the file ends.
-    fn get(&mut self, at: u64, len: u64) -> io::Result<&[u8]> {
-        let have = self.start..self.start + self.bytes.len() as u64;
-        if at < have.start || at + len > have.end {
-            // Where a large piece cannot be read, perhaps this part of it can.
-            let read = self.file.read_at(at..at + len.max(PIECE)).or_else(|_| self.file.read_at(at..at + len));
-            (self.start, self.bytes) = (at, read?);
-        }
-        let from = (at - self.start) as usize;
-        let end = (from + len as usize).min(self.bytes.len());
-        Ok(&self.bytes[from..end])
     }
 }
