@@ -5,7 +5,7 @@
 //! headers, writes it at once, syncs once, tells the table, and then those who wait. While it syncs the next batch gathers,
 //! so the busier the disk the larger the batches.
 //!
-//! Another thread ([`chores`]) seals what is full and has the next segment ready, so that puts wait for neither.
+//! Another thread (`chores.rs`) seals what is full and has the next segment ready, so that puts wait for neither.
 //!
 //! A write or sync that fails ends the segment: what of that batch is on disk is not known, so nothing more is written
 //! behind it, those who wait are told, and the next batch begins a new segment. Nothing is tried again as if nothing had
