@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use potluck_node::config::Settings;
 use potluck_node::store::ShardKey;
 use potluck_node::store::segments::SegmentStore;
@@ -25,8 +25,8 @@ const WRITERS: usize = 4;
 /// Of what is put beforehand, one shard of so many stays.
 const KEPT: usize = 4;
 
-/// Longest time for which puts are timed, in either way.
-const TIMED: Duration = Duration::from_secs(6);
+/// Time for which puts are timed, in either way.
+const TIMED: Duration = Duration::from_secs(4);
 
 pub(super) fn run(below: &Path, quick: bool) -> Result<Vec<Figure>> {
     let rounds = if quick { 2 } else { 3 };
@@ -43,11 +43,10 @@ pub(super) fn run(below: &Path, quick: bool) -> Result<Vec<Figure>> {
             source.put_all(&store, &stripes, LANES)?;
             // Its last segment is no longer the one that is written.
             delete_most(&store, &source, &stripes)?;
-            let more = fresh.take(TIMED.as_nanos().div_ceil(pace.as_nanos()) as usize * WRITERS);
-            let (first, second) = more.split_at(more.len() / 2);
-            idle.push(timed(&store, &source, first, pace, || std::thread::sleep(TIMED / 4))?);
+            let enough = TIMED.as_nanos().div_ceil(pace.as_nanos()) as usize * WRITERS;
+            idle.push(timed(&store, &source, &fresh.take(enough), pace, || ())?);
             let mut bytes = Ok(0);
-            busy.push(timed(&store, &source, second, pace, || bytes = compact(&store))?);
+            busy.push(timed(&store, &source, &fresh.take(enough), pace, || bytes = compact(&store))?);
             copied.push(bytes? as f64 / 1e6 / TIMED.as_secs_f64());
         }
         let (idle, busy) = (median(idle), median(busy));
@@ -103,7 +102,7 @@ fn compact(store: &SegmentStore) -> Result<u64> {
     let (began, mut copied) = (Instant::now(), 0);
     while began.elapsed() < TIMED {
         match store.compact_step()? {
-            Step::Idle => break,
+            Step::Idle => bail!("there was too little to compact"),
             Step::Copied(bytes) => {
                 copied += bytes;
                 // Read, written, and read back.
@@ -112,11 +111,10 @@ fn compact(store: &SegmentStore) -> Result<u64> {
             Step::Emptied(_) => {}
         }
     }
-    ensure!(copied > 0, "there was nothing to compact");
     Ok(copied)
 }
 
-/// The time in seconds that one put of a hundred exceeds, while `meanwhile` runs.
+/// The time in seconds that one put of a hundred exceeds, of all that begin in [`TIMED`] while `meanwhile` runs.
 fn timed(
     store: &SegmentStore,
     source: &Stripes,
@@ -124,10 +122,11 @@ fn timed(
     pace: Duration,
     meanwhile: impl FnOnce(),
 ) -> Result<f64> {
-    let (next, over, times) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (next, times) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let end = Instant::now() + TIMED;
     let write = || -> Result<()> {
         let (mut due, mut own) = (Instant::now(), Vec::new());
-        while !over.load(Ordering::Relaxed) {
+        while Instant::now() < end {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(stripe) = stripes.get(number / source.n()) else { break };
             due += pace;
@@ -148,7 +147,6 @@ fn timed(
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS).map(|_| scope.spawn(write)).collect();
         meanwhile();
-        over.store(true, Ordering::Relaxed);
         writers.into_iter().try_for_each(|writer| writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?)
     })?;
     let mut times = times.into_inner().map_err(|_| anyhow::anyhow!("a writer panicked"))?;

@@ -1,11 +1,13 @@
 //! What the store is measured against: the disk written and read past the page cache, and a file for each shard.
 
 use std::fs::{self, File, OpenOptions};
+use std::hint::black_box;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use potluck_node::store::Check;
 use potluck_proto::buffers::{Buffer, Pool};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -47,15 +49,20 @@ pub(super) fn sequential(path: &Path, bytes: usize) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// Reads `count` pieces of `len` bytes, each from anywhere in a file, on `readers` threads.
-pub(super) fn random(path: &Path, len: usize, count: usize, readers: usize) -> Result<Duration> {
+/// Reads `count` pieces of `len` bytes, each from anywhere in a file, on `readers` threads, and hashes each if it is to be
+/// verified.
+pub(super) fn random(path: &Path, len: usize, count: usize, readers: usize, check: Check) -> Result<Duration> {
     #[derive(Default)]
     struct Own(Option<(Buffer, StdRng)>);
     let file = direct(OpenOptions::new().read(true), path)?;
     let places = file.metadata()?.len() / len as u64;
     in_lanes(readers, count, |number, own: &mut Own| {
         let (buffer, rng) = own.0.get_or_insert_with(|| (Pool::new(0).take(len), StdRng::seed_from_u64(number as u64)));
-        Ok(file.read_exact_at(buffer, rng.random_range(0..places) * len as u64)?)
+        file.read_exact_at(buffer, rng.random_range(0..places) * len as u64)?;
+        if check == Check::Here {
+            black_box(blake3::hash(buffer));
+        }
+        Ok(())
     })
 }
 
