@@ -23,7 +23,7 @@ use crate::vault::entry::{ChunkRef, Content, Entry, INLINE_LIMIT, Kind};
 use crate::vault::keys::VaultKeys;
 use crate::vault::pack::{self, OpenStripe, Packer, Placed as Packed};
 use crate::vault::pointer::{PendingPointer, Pointer, StripeRef, Unsealed};
-use crate::vault::seal::{self, SealError, SealedChunk, Sealer};
+use crate::vault::seal::{self, ReadyChunk, SealError, Sealer};
 use crate::vault::{NodeStore, StoredObject, VaultError};
 
 /// Pieces of work that are being sealed, or wait to be packed.
@@ -112,7 +112,7 @@ struct Sealers {
 enum Sealed {
     /// It lies somewhere already.
     Known(ChunkRef),
-    New(SealedChunk),
+    New(ReadyChunk),
 }
 
 impl Sealers {
@@ -324,7 +324,7 @@ impl Upload {
         Ok(())
     }
 
-    async fn pack(&mut self, chunk: &SealedChunk) -> Result<ChunkRef, SessionError> {
+    async fn pack(&mut self, chunk: &ReadyChunk) -> Result<ChunkRef, SessionError> {
         if self.packer.open_len() > 0 && self.packer.open_len() + chunk.stored_len() > self.full {
             self.close_stripe().await?;
         }

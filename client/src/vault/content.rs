@@ -13,7 +13,7 @@ use potluck_proto::id::ChunkId;
 use super::entry::{ChunkRef, Content, DIRECT_LIMIT, Entry, INLINE_LIMIT, Kind, LIST_DEPTH_LIMIT, total};
 use super::keys::VaultKeys;
 use super::pointer::{PendingPointer, Place, StripeRef, Unsealed};
-use super::seal::SealedChunk;
+use super::seal::ReadyChunk;
 use super::{NodeStore, StoredObject, VaultError, unreadable};
 
 /// References in a full list: about 500 MiB of file.
@@ -97,7 +97,7 @@ impl ContentBuilder {
     pub async fn push<S: NodeStore>(
         &mut self,
         store: &mut S,
-        chunk: &SealedChunk,
+        chunk: &ReadyChunk,
         pointer: PendingPointer,
     ) -> Result<(), VaultError> {
         self.push_ref(store, ChunkRef { id: chunk.id, size: chunk.plain_len.into(), pointer }).await

@@ -10,7 +10,7 @@ use potluck_proto::stripe::Scheme;
 use super::keys::VaultKeys;
 use super::pack::{OpenStripe, Packer, Placed};
 use super::pointer::{PendingPointer, Pointer, Unsealed};
-use super::seal::{Opener, SealError, SealedChunk, Sealer};
+use super::seal::{Opener, ReadyChunk, SealError, Sealer};
 use super::{NodeStore, StoredObject, VaultError};
 
 /// Stripes in a map. Their ids are made up.
@@ -40,7 +40,7 @@ impl MemoryStore {
     }
 
     /// Seals and packs a data chunk.
-    pub fn put(&mut self, plain: &[u8]) -> Result<(SealedChunk, PendingPointer), SealError> {
+    pub fn put(&mut self, plain: &[u8]) -> Result<(ReadyChunk, PendingPointer), SealError> {
         let chunk = self.sealer.seal(plain)?;
         loop {
             if let Some(pointer) = self.packer.append(&chunk) {

@@ -18,7 +18,7 @@ use potluck_proto::stripe::{DATA_LIMIT, Scheme, SignedHeader, StripeHeader, padd
 
 use super::StoredObject;
 use super::pointer::{Location, PendingPointer, Place, StripeRef, Unsealed};
-use super::seal::{SealError, SealedChunk, Sealer};
+use super::seal::{ReadyChunk, SealError, Sealer};
 
 /// Bytes of buffers of stripes that are on the ring, kept for the next ones: fresh memory of this size costs as much as
 /// coding.
@@ -65,7 +65,7 @@ impl Packer {
     }
 
     /// Puts a chunk into the open stripe; `None`, and nothing done, if there is no room: close it and try again.
-    pub fn append(&mut self, chunk: &SealedChunk) -> Option<PendingPointer> {
+    pub fn append(&mut self, chunk: &ReadyChunk) -> Option<PendingPointer> {
         if self.chunks.len + chunk.stored_len() > DATA_LIMIT {
             return None;
         }
@@ -99,7 +99,7 @@ impl Packer {
 
     /// The chunk at a place in the open stripe; `None` if the pointer is not to one there.
     #[must_use]
-    pub fn read_open(&self, pointer: &PendingPointer) -> Option<&SealedChunk> {
+    pub fn read_open(&self, pointer: &PendingPointer) -> Option<&ReadyChunk> {
         let chunk = self.chunks.at(pointer.offset as usize)?;
         (pointer.stripe == StripeRef::Open(self.sequence) && chunk.stored_len() == pointer.len as usize)
             .then_some(chunk)
@@ -143,19 +143,19 @@ pub struct Writer {
 #[derive(Default)]
 struct Chunks {
     /// Each with the place where it begins, in order.
-    placed: Vec<(usize, SealedChunk)>,
+    placed: Vec<(usize, ReadyChunk)>,
     /// Bytes of all.
     len: usize,
 }
 
 impl Chunks {
-    fn push(&mut self, chunk: SealedChunk) {
+    fn push(&mut self, chunk: ReadyChunk) {
         let begin = self.len;
         self.len += chunk.stored_len();
         self.placed.push((begin, chunk));
     }
 
-    fn at(&self, begin: usize) -> Option<&SealedChunk> {
+    fn at(&self, begin: usize) -> Option<&ReadyChunk> {
         let place = self.placed.binary_search_by_key(&begin, |(begin, _)| *begin).ok()?;
         Some(&self.placed[place].1)
     }

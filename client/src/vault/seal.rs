@@ -88,7 +88,7 @@ pub enum OpenError {
 
 /// A chunk ready to be packed: what is to be encrypted, and how.
 #[derive(Clone)]
-pub struct SealedChunk {
+pub struct ReadyChunk {
     /// What its plaintext is known by.
     pub id: ChunkId,
     /// Bytes of plaintext.
@@ -102,7 +102,7 @@ pub struct SealedChunk {
     nonce: [u8; NONCE_LEN],
 }
 
-impl SealedChunk {
+impl ReadyChunk {
     /// Length of the stored bytes.
     #[must_use]
     pub fn stored_len(&self) -> usize {
@@ -123,9 +123,9 @@ impl SealedChunk {
     }
 }
 
-impl fmt::Debug for SealedChunk {
+impl fmt::Debug for ReadyChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SealedChunk({}, {} bytes)", self.id, self.plain_len)
+        write!(f, "ReadyChunk({}, {} bytes)", self.id, self.plain_len)
     }
 }
 
@@ -174,12 +174,12 @@ impl Sealer {
     }
 
     /// Seals a data chunk: its id is [`chunk_id`] of it.
-    pub fn seal(&mut self, plain: &[u8]) -> Result<SealedChunk, SealError> {
+    pub fn seal(&mut self, plain: &[u8]) -> Result<ReadyChunk, SealError> {
         self.seal_chunk(chunk_id(&self.keys, plain), Bytes::copy_from_slice(plain))
     }
 
     /// Seals a data chunk whose id, which must be [`chunk_id`] of it, is known.
-    pub fn seal_chunk(&mut self, id: ChunkId, plain: Bytes) -> Result<SealedChunk, SealError> {
+    pub fn seal_chunk(&mut self, id: ChunkId, plain: Bytes) -> Result<ReadyChunk, SealError> {
         let plain_len = plain_len(&plain)?;
         match self.compress(&plain, plain_len) {
             Some(body) => Ok(self.ready(id, plain_len, hash_of(&self.keys, &body, FORM_ZSTD), body, FORM_ZSTD)),
@@ -188,7 +188,7 @@ impl Sealer {
     }
 
     /// Seals an object, whose id, unlike a data chunk's, is no hash of its bytes.
-    pub fn seal_object(&mut self, id: ChunkId, plain: &[u8]) -> Result<SealedChunk, SealError> {
+    pub fn seal_object(&mut self, id: ChunkId, plain: &[u8]) -> Result<ReadyChunk, SealError> {
         let plain_len = plain_len(plain)?;
         let (body, form) = match self.compress(plain, plain_len) {
             Some(body) => (body, FORM_ZSTD),
@@ -197,9 +197,9 @@ impl Sealer {
         Ok(self.ready(id, plain_len, hash_of(&self.keys, &body, form), body, form))
     }
 
-    fn ready(&self, id: ChunkId, plain_len: u32, hash: Digest, body: Bytes, form: u8) -> SealedChunk {
+    fn ready(&self, id: ChunkId, plain_len: u32, hash: Digest, body: Bytes, form: u8) -> ReadyChunk {
         let (key, nonce) = key_and_nonce(&self.keys, &hash);
-        SealedChunk { id, plain_len, hash, body, form, key, nonce }
+        ReadyChunk { id, plain_len, hash, body, form, key, nonce }
     }
 
     /// The length and a zstd frame, if that pays.

@@ -3,11 +3,11 @@
 use potluck_proto::id::{ChunkId, Digest};
 use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 
-use super::{OpenError, Opener, PLAIN_LIMIT, SealError, SealedChunk, Sealer};
+use super::{OpenError, Opener, PLAIN_LIMIT, ReadyChunk, SealError, Sealer};
 use crate::vault::keys::VaultSecret;
 
 /// The stored bytes in one piece.
-fn stored(sealed: &SealedChunk) -> Vec<u8> {
+fn stored(sealed: &ReadyChunk) -> Vec<u8> {
     sealed.stored().unwrap()
 }
 
