@@ -40,7 +40,7 @@ use crate::store::StoreError;
 use crate::store::segments::disk::{Disk, FolderDisk, INDEX_FOLDER, STORE_FOLDER};
 use crate::store::segments::format::StoreId;
 use crate::store::segments::{Options, SegmentStore, segment_bytes};
-use crate::{WallClock, durable, earlier, upkeep};
+use crate::{WallClock, durable, import, upkeep};
 
 /// What this program calls itself to others.
 pub const SOFTWARE: &str = concat!("potluck ", env!("CARGO_PKG_VERSION"));
@@ -469,9 +469,9 @@ impl Node {
                 .map_err(|error| std::io::Error::other(format!("no randomness: {error}")))?,
         };
         let empty = MemberTable::new(cluster);
-        earlier::refuse(&folder)?;
+        import::refuse(&folder)?;
         let store = (parts.store)(&folder, &config)?;
-        earlier::take_in(&folder, cluster, &store)?;
+        import::take_in(&folder, cluster, &store)?;
         let membership = Arc::new(Membership::open(store.clone(), identity.key.clone(), empty)?);
         let heads = Arc::new(Heads::open(store.clone(), parts.executor.clone(), membership.clone())?);
         let gate =
