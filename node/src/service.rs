@@ -64,16 +64,12 @@ impl Service for NodeService {
     }
 }
 
-/// Bytes of the longest shard that a call for a whole one may get. The index knows; should it fail, the longest there is.
+/// Bytes of the longest shard that a call for a whole one may get.
 fn whole_shard(core: &Core, call: &wire::GetShard) -> usize {
     let Some(stripe) = StripeId::from_slice(&call.stripe) else { return 0 };
-    match core.store.held(&stripe) {
-        Ok(held) => {
-            let asked = held.iter().filter(|held| call.index.is_none_or(|index| held.index == index as usize));
-            asked.map(|held| held.len as usize).max().unwrap_or(0)
-        }
-        Err(_) => DATA_LIMIT,
-    }
+    let held = core.store.held(&stripe);
+    let asked = held.iter().filter(|held| call.index.is_none_or(|index| held.index == index as usize));
+    asked.map(|held| held.len as usize).max().unwrap_or(0)
 }
 
 async fn answer(

@@ -199,11 +199,7 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         let began = Instant::now();
         // Any place in the order of ids is as likely as any other.
         let from = StripeId(rng.random());
-        let shared = core.clone();
-        let stripes = match core.executor.run(move || to_audit(&shared, from)).await {
-            Ok(Ok(stripes)) => stripes,
-            _ => continue,
-        };
+        let stripes = to_audit(&core, from);
         let view = core.membership.view();
         let (holdings, _) = survey::ask(&core, &view, &stripes).await;
         for (stripe, holding) in holdings {
@@ -225,14 +221,14 @@ pub async fn audit(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
 }
 
 /// Stripes to audit, from a place in the order of ids on: first those that were never proved complete.
-fn to_audit(core: &Core, from: StripeId) -> Result<Vec<StripeId>, StoreError> {
+fn to_audit(core: &Core, from: StripeId) -> Vec<StripeId> {
     let mut stripes = Vec::new();
-    for stripe in core.store.stripes(Some(from), AUDITS * LOOKED_AT)? {
-        stripes.push((core.store.held(&stripe)?.iter().any(|held| held.complete), stripe));
+    for stripe in core.store.stripes(Some(from), AUDITS * LOOKED_AT) {
+        stripes.push((core.store.held(&stripe).iter().any(|held| held.complete), stripe));
     }
     stripes.sort_by_key(|(complete, _)| *complete);
     stripes.truncate(AUDITS);
-    Ok(stripes.into_iter().map(|(_, stripe)| stripe).collect())
+    stripes.into_iter().map(|(_, stripe)| stripe).collect()
 }
 
 /// Deletes what has been in the trash for its time and proves to be elsewhere, and tries unreadable shards again, until
@@ -265,7 +261,7 @@ pub async fn trash(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
 async fn empty_trash(core: &Arc<Core>, after: Option<ShardKey>) -> Result<Option<ShardKey>, StoreError> {
     let (shared, running_ms) = (core.clone(), core.running_ms());
     let expired = core.executor.run(move || shared.store.expired(running_ms, after, TRASH_AT_ONCE)).await;
-    let expired = expired.map_err(std::io::Error::other)??;
+    let expired = expired.map_err(std::io::Error::other)?;
     let stripes: std::collections::BTreeSet<StripeId> = expired.iter().map(|key| key.stripe).collect();
     let view = core.membership.view();
     let (holdings, _) = survey::ask(core, &view, &stripes.into_iter().collect::<Vec<_>>()).await;
@@ -319,13 +315,13 @@ pub(crate) fn show(core: &Core, status: &wire::StatusReply) {
     core.metrics.store_bytes.with(StoreBytes::Dead).set(gauge(stats.bytes.saturating_sub(stats.live)));
     core.metrics.store_gaps.set(gauge(stats.gaps + stats.unusable));
     core.metrics.store_indexed.set(gauge(stats.indexed));
-    core.metrics.store_failures.inc_by(stats.failures.saturating_sub(core.metrics.store_failures.get()));
-    let stats = core.endpoint.stats();
-    core.metrics.transport_connections.set(stats.connections as i64);
+    let transport = core.endpoint.stats();
+    core.metrics.transport_connections.set(transport.connections as i64);
     let counters = [
-        (core.metrics.transport_bytes.with(Direction::In), stats.bytes_in),
-        (core.metrics.transport_bytes.with(Direction::Out), stats.bytes_out),
-        (&core.metrics.transport_datagrams_dropped, stats.datagrams_dropped),
+        (&core.metrics.store_failures, stats.failures),
+        (core.metrics.transport_bytes.with(Direction::In), transport.bytes_in),
+        (core.metrics.transport_bytes.with(Direction::Out), transport.bytes_out),
+        (&core.metrics.transport_datagrams_dropped, transport.datagrams_dropped),
     ];
     for (counter, value) in counters {
         counter.inc_by(value.saturating_sub(counter.get()));

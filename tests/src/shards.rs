@@ -109,7 +109,7 @@ pub fn sound_indices(sim: &SimCluster, stripe: &StripeId) -> anyhow::Result<BTre
     let mut found: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();
     for number in (0..sim.len()).filter(|number| sim.node(*number).is_some()) {
         let store = sim.store(number);
-        for held in store.held(stripe)? {
+        for held in store.held(stripe) {
             let key = ShardKey { stripe: *stripe, index: held.index };
             if held.state == ShardState::Live && store.verify(key).is_ok() {
                 found.entry(held.index).or_default().insert(sim.id(number));

@@ -208,7 +208,7 @@ impl Writer<'_> {
         let name = ShardName { writer: self.writer, stripe: stripe as u32, index };
         let stripe = &self.stripes[stripe];
         let key = ShardKey { stripe: stripe.header.id(), index: index as usize };
-        let held = self.store.held(&key.stripe)?.into_iter().find(|held| held.index == key.index);
+        let held = self.store.held(&key.stripe).into_iter().find(|held| held.index == key.index);
         match held.map(|held| held.state) {
             None => self.put(name, stripe),
             Some(ShardState::Live) => match self.rng.random_range(0..10) {

@@ -339,7 +339,7 @@ impl Small {
     }
 
     fn holds(&self, name: &ShardName) -> bool {
-        let held = self.store().held(&self.ledger.key(*name).stripe).unwrap();
+        let held = self.store().held(&self.ledger.key(*name).stripe);
         held.iter().any(|held| held.index == name.index as usize)
     }
 

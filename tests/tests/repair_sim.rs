@@ -69,7 +69,7 @@ fn what_evicted_nodes_hold_is_rebuilt_from() {
     sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, writer) = stored(network, 12).await;
         let stripe = *writer.put.keys().next().unwrap();
-        let holds = |cluster: &SimCluster, number: usize| !cluster.store(number).held(&stripe).unwrap().is_empty();
+        let holds = |cluster: &SimCluster, number: usize| !cluster.store(number).held(&stripe).is_empty();
         let evicted: Vec<usize> = (1..12).filter(|number| holds(&cluster, *number)).take(4).collect();
         assert_eq!(evicted.len(), 4);
         for number in &evicted {
@@ -78,7 +78,7 @@ fn what_evicted_nodes_hold_is_rebuilt_from() {
         let kept: Vec<usize> = (0..12).filter(|number| !evicted.contains(number)).collect();
         let stripes: Vec<StripeId> = writer.put.keys().copied().collect();
         let indices = |cluster: &SimCluster, stripe: &StripeId| {
-            let held = kept.iter().flat_map(|number| cluster.store(*number).held(stripe).unwrap());
+            let held = kept.iter().flat_map(|number| cluster.store(*number).held(stripe));
             held.filter(|held| held.state == ShardState::Live).map(|held| held.index).collect::<BTreeSet<_>>().len()
         };
         let whole = |cluster: &SimCluster| stripes.iter().all(|stripe| indices(cluster, stripe) == scheme().n());
@@ -98,7 +98,7 @@ fn damaged_shards_are_never_data_and_are_repaired() {
         let mut damaged = 0;
         for stripe in writer.put.keys() {
             for number in (0..cluster.len()).filter(|number| number % 5 == 0) {
-                for held in cluster.store(number).held(stripe).unwrap() {
+                for held in cluster.store(number).held(stripe) {
                     assert!(cluster.damage(number, ShardKey { stripe: *stripe, index: held.index }));
                     damaged += 1;
                 }
@@ -306,7 +306,7 @@ fn what_is_only_in_trash_is_brought_back_and_not_deleted() {
         // As if all who took over had been lost at once, after the trash time.
         for stripe in writer.put.keys() {
             for number in 0..cluster.len() {
-                for held in cluster.store(number).held(stripe).unwrap() {
+                for held in cluster.store(number).held(stripe) {
                     cluster.store(number).trash(ShardKey { stripe: *stripe, index: held.index }, 0).unwrap();
                 }
             }

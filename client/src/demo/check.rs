@@ -52,7 +52,7 @@ impl Census {
     pub(super) async fn take(nodes: &Nodes) -> anyhow::Result<Self> {
         let mut schemes = BTreeMap::new();
         for node in nodes.running() {
-            for stripe in node.core().store.stripes(None, STRIPES_LIMIT)? {
+            for stripe in node.core().store.stripes(None, STRIPES_LIMIT) {
                 if let Entry::Vacant(place) = schemes.entry(stripe) {
                     let header = node.core().store.header(&stripe)?;
                     place.insert((header.scheme, u64::from(header.shard_len)));

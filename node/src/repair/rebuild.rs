@@ -203,8 +203,7 @@ impl Budget {
 pub(crate) async fn mark_complete(core: &Arc<Core>, stripe: StripeId) {
     let shared = core.clone();
     let marked = core.executor.run(move || {
-        let held = shared.store.held(&stripe)?;
-        for index in live_indices(&held) {
+        for index in live_indices(&shared.store.held(&stripe)) {
             shared.store.set_complete(ShardKey { stripe, index })?;
         }
         Ok::<_, StoreError>(())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use potluck_proto::id::{NodeId, StripeId};
 use potluck_proto::stripe::Scheme;
 use potluck_proto::transport::Endpoint;
@@ -23,7 +23,7 @@ use super::rebuild;
 use crate::membership::View;
 use crate::metrics::label::Loop;
 use crate::node::{Core, Renewal};
-use crate::store::{Held, ShardState, StoreError};
+use crate::store::ShardState;
 
 /// Stripes asked for in one batch: bounds the memory of a round whatever the node holds.
 const BATCH: usize = 1024;
@@ -161,19 +161,7 @@ async fn everything(core: &Arc<Core>, memory: &mut Memory) {
     let mut seen_lacking = BTreeSet::new();
     let mut after = None;
     loop {
-        let shared = core.clone();
-        let batch = core.executor.run(move || shared.store.stripes(after, BATCH)).await;
-        let stripes = match batch {
-            Ok(Ok(stripes)) => stripes,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the shard store cannot be listed");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the shard store cannot be listed");
-                return;
-            }
-        };
+        let stripes = core.store.stripes(after, BATCH);
         let Some(last) = stripes.last() else { break };
         after = Some(*last);
         look(core, memory, &stripes, false, &mut tally, &mut seen_lacking).await;
@@ -191,12 +179,10 @@ async fn alerts(core: &Arc<Core>, memory: &mut Memory) {
     for batch in stripes.chunks(BATCH) {
         let mut mine = Vec::new();
         for stripe in batch {
-            let (shared, id) = (core.clone(), *stripe);
-            match core.executor.run(move || shared.store.held(&id)).await {
-                Ok(Ok(held)) if held.is_empty() => tell_others(core, *stripe).await,
-                Ok(Ok(_)) => mine.push(*stripe),
-                Ok(Err(error)) => tracing::error!(%error, "the shard store cannot be read"),
-                Err(error) => tracing::error!(%error, "the shard store cannot be read"),
+            if core.store.held(stripe).is_empty() {
+                tell_others(core, *stripe).await;
+            } else {
+                mine.push(*stripe);
             }
         }
         look(core, memory, &mine, true, &mut Tally::default(), &mut BTreeSet::new()).await;
@@ -343,28 +329,8 @@ pub(crate) async fn ask(
 ) -> (BTreeMap<StripeId, Holdings>, BTreeSet<NodeId>) {
     let mut holdings = BTreeMap::new();
     let mut answered = BTreeSet::from([view.me]);
-    let shared = core.clone();
-    let ids = stripes.to_vec();
-    let own = core.executor.run(move || {
-        ids.into_iter()
-            .map(|stripe| {
-                let held = shared.store.held(&stripe)?;
-                Ok::<_, StoreError>((stripe, held))
-            })
-            .collect::<Result<Vec<_>, _>>()
-    });
-    let own: Vec<(StripeId, Vec<Held>)> = match own.await {
-        Ok(Ok(own)) => own,
-        Ok(Err(error)) => {
-            tracing::error!(%error, "the shard store cannot be read");
-            return (holdings, answered);
-        }
-        Err(error) => {
-            tracing::error!(%error, "the shard store cannot be read");
-            return (holdings, answered);
-        }
-    };
-    for (stripe, held) in own {
+    for stripe in stripes {
+        let held = core.store.held(stripe);
         let Some(first) = held.first() else { continue };
         let of = |live: bool| -> BTreeSet<usize> {
             held.iter().filter(|held| (held.state == ShardState::Live) == live).map(|held| held.index).collect()
@@ -373,18 +339,13 @@ pub(crate) async fn ask(
         let complete = held.iter().any(|held| held.complete);
         let (live, trash) = (mine(of(true)), mine(of(false)));
         let (evicted, homes) = (BTreeMap::new(), BTreeSet::new());
-        holdings.insert(stripe, Holdings { scheme: first.scheme, complete, live, trash, evicted, homes });
+        holdings.insert(*stripe, Holdings { scheme: first.scheme, complete, live, trash, evicted, homes });
     }
     let ids: Vec<StripeId> = holdings.keys().copied().collect();
     if ids.is_empty() {
         return (holdings, answered);
     }
-    let asked = view.others_up().filter_map(|node| Some((node, view.peer(&node)?)));
-    let answers = asked.map(|(node, peer)| {
-        let ids = &ids;
-        async move { (node, ask_one(&core.endpoint, &peer, ids).await) }
-    });
-    let mut answers = stream::iter(answers).buffer_unordered(ASKED_AT_ONCE);
+    let mut answers = ask_each(core, view, view.others_up(), &ids);
     while let Some((node, answer)) = answers.next().await {
         let Some(answer) = answer else { continue };
         answered.insert(node);
@@ -414,12 +375,7 @@ async fn ask_evicted(core: &Arc<Core>, view: &View, holdings: &mut BTreeMap<Stri
     if short.is_empty() {
         return;
     }
-    let asked = view.evicted().filter_map(|node| Some((node, view.peer(&node)?)));
-    let answers = asked.map(|(node, peer)| {
-        let short = &short;
-        async move { (node, ask_one(&core.endpoint, &peer, short).await) }
-    });
-    let mut answers = stream::iter(answers).buffer_unordered(ASKED_AT_ONCE);
+    let mut answers = ask_each(core, view, view.evicted(), &short);
     while let Some((node, answer)) = answers.next().await {
         for (stripe, holding) in short.iter().zip(answer.into_iter().flatten()) {
             let Some(entry) = holdings.get_mut(stripe) else { continue };
@@ -430,6 +386,18 @@ async fn ask_evicted(core: &Arc<Core>, view: &View, holdings: &mut BTreeMap<Stri
             }
         }
     }
+}
+
+/// Asks each of these nodes, a few at a time, what it holds of each of these stripes; `None` where no answer came.
+fn ask_each<'a>(
+    core: &'a Core,
+    view: &'a View,
+    nodes: impl Iterator<Item = NodeId> + 'a,
+    stripes: &'a [StripeId],
+) -> impl Stream<Item = (NodeId, Option<Vec<wire::Holding>>)> + Unpin + 'a {
+    let asked = nodes.filter_map(|node| Some((node, view.peer(&node)?)));
+    let answers = asked.map(move |(node, peer)| async move { (node, ask_one(&core.endpoint, &peer, stripes).await) });
+    Box::pin(stream::iter(answers).buffer_unordered(ASKED_AT_ONCE))
 }
 
 async fn ask_one(

@@ -17,7 +17,6 @@ use rand::Rng;
 use crate::identity;
 use crate::join::why;
 use crate::node::Core;
-use crate::store::StoreError;
 
 /// How long a member waits for the inviter to which it forwards.
 const FORWARD_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -183,8 +182,7 @@ async fn leave(core: &Arc<Core>) -> Result<wire::AdminReply, wire::Error> {
     })?;
     let shared = core.clone();
     let text = match core.executor.run(move || too_wide(&shared)).await {
-        Ok(Ok(text)) => text.unwrap_or_default(),
-        Ok(Err(error)) => format!("whether all shards find another place cannot be told: {error}"),
+        Ok(text) => text.unwrap_or_default(),
         Err(error) => format!("whether all shards find another place cannot be told: {error}"),
     };
     Ok(wire::AdminReply { text, ..Default::default() })
@@ -192,25 +190,25 @@ async fn leave(core: &Arc<Core>) -> Result<wire::AdminReply, wire::Error> {
 
 /// What is to be said of the stripes here that have more shards than there are nodes left to hold them; `None` if there
 /// are none among the first [`LEAVE_SCAN`].
-fn too_wide(core: &Core) -> Result<Option<String>, StoreError> {
+fn too_wide(core: &Core) -> Option<String> {
     let left = core.membership.view().ring.len();
     let (mut after, mut seen, mut wide, mut widest) = (None, 0, 0_usize, 0);
     while seen < LEAVE_SCAN {
-        let page = core.store.stripes(after, LEAVE_PAGE)?;
+        let page = core.store.stripes(after, LEAVE_PAGE);
         let Some(last) = page.last() else { break };
         (after, seen) = (Some(*last), seen + page.len());
         for stripe in &page {
-            let n = core.store.held(stripe)?.first().map_or(0, |held| held.scheme.n());
+            let n = core.store.held(stripe).first().map_or(0, |held| held.scheme.n());
             wide += usize::from(n > left);
             widest = widest.max(n);
         }
     }
-    Ok((wide > 0).then(|| {
+    (wide > 0).then(|| {
         format!(
             "Without this node {left} remain, but {wide} of the stripes here are spread over as many as {widest} nodes: \
              some of their shards have no other place, and this node cannot become empty before enough other nodes join"
         )
-    }))
+    })
 }
 
 async fn declare(core: &Arc<Core>, state: &admin::State, lost: bool) -> Result<wire::AdminReply, wire::Error> {

@@ -106,7 +106,7 @@ pub(super) async fn get(core: &Arc<Core>, caller: &Caller, call: wire::GetShard)
     let check = if reader.is_some() { Check::Reader } else { Check::Here };
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
     let (read, index) = work(core, move |core| {
-        let held = core.store.held(&stripe).map_err(refuse)?;
+        let held = core.store.held(&stripe);
         let live_first = |held: &&Held| held.state != ShardState::Live;
         let wanted = match call.index {
             Some(index) => held.iter().find(|held| held.index == index as usize),
@@ -154,7 +154,7 @@ pub(super) async fn have(
     work(core, move |core| {
         let view = core.membership.view();
         let holding = |stripe: &StripeId| {
-            let mut held = core.store.held(stripe).map_err(refuse)?;
+            let mut held = core.store.held(stripe);
             if !held.is_empty() && foreign(core, stripe, asks)? {
                 held.clear();
             }
@@ -207,7 +207,7 @@ pub(super) async fn alert(
     let asks = device_of(caller, Rights::READ)?.map(|cert| cert.vault());
     let stripe: StripeId = wire::id("stripe", &call.stripe)?;
     work(core, move |core| {
-        if !core.store.held(&stripe).map_err(refuse)?.is_empty() && !foreign(core, &stripe, asks)? {
+        if !core.store.held(&stripe).is_empty() && !foreign(core, &stripe, asks)? {
             core.alerts.add(stripe);
         }
         Ok(wire::AlertReply {})

@@ -1,4 +1,4 @@
-//! One append-only log of self-describing, checksummed records in segments: the store that is to follow the files.
+//! One append-only log of self-describing, checksummed records in segments: what a node keeps.
 //!
 //! A put is on disk when it returns: those that come together share one sync ([`log`]). What is held is known from a
 //! table in memory that a start makes anew from the log ([`recovery`]). Nothing is written over: what a shard becomes is
@@ -14,6 +14,7 @@ pub mod disk;
 pub mod format;
 pub mod index;
 pub mod log;
+mod memory;
 pub mod pages;
 mod reading;
 pub mod recovery;
@@ -461,7 +462,7 @@ impl SegmentStore {
     /// The stripe's header, from any shard held of it.
     pub fn header(&self, stripe: &StripeId) -> Result<SignedHeader, StoreError> {
         let mut failed = StoreError::NotFound;
-        for held in self.held(stripe)? {
+        for held in self.held(stripe) {
             let key = ShardKey { stripe: *stripe, index: held.index };
             match self.on_shard(key, |entry| self.read_known(&key, entry, 0..0)) {
                 Ok((front, _)) => return Ok(front.stripe.clone()),
@@ -472,13 +473,15 @@ impl SegmentStore {
     }
 
     /// What is held of a stripe, in order of index.
-    pub fn held(&self, stripe: &StripeId) -> Result<Vec<Held>, StoreError> {
-        Ok(lock(&self.table).held(stripe))
+    #[must_use]
+    pub fn held(&self, stripe: &StripeId) -> Vec<Held> {
+        lock(&self.table).held(stripe)
     }
 
     /// Up to `limit` stripes of which something is held, after `after`, in order of their ids.
-    pub fn stripes(&self, after: Option<StripeId>, limit: usize) -> Result<Vec<StripeId>, StoreError> {
-        Ok(lock(&self.table).stripes(after, limit))
+    #[must_use]
+    pub fn stripes(&self, after: Option<StripeId>, limit: usize) -> Vec<StripeId> {
+        lock(&self.table).stripes(after, limit)
     }
 
     /// Moves a live shard to the trash.
@@ -496,8 +499,9 @@ impl SegmentStore {
     }
 
     /// Up to `limit` shards, after `after` in order, that have been in the trash past their time.
-    pub fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Result<Vec<ShardKey>, StoreError> {
-        Ok(lock(&self.table).expired(running_ms, after, limit))
+    #[must_use]
+    pub fn expired(&self, running_ms: u64, after: Option<ShardKey>, limit: usize) -> Vec<ShardKey> {
+        lock(&self.table).expired(running_ms, after, limit)
     }
 
     /// Deletes a shard that is still in the trash past its time; false if it is not. Whether another copy exists is for

@@ -2,8 +2,7 @@
 //!
 //! Shards are written once and seldom read soon: a copy in the page cache costs processor time and other programs'
 //! memory. Such calls must begin and end at blocks, in memory and in the file. What lies so is written as it lies; the
-//! rest is gathered in a buffer that does, the last block is filled up, and the file is then cut to its length. Reads go
-//! to buffers that are used again.
+//! rest is gathered in a buffer that does. Reads go to buffers that are used again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
@@ -35,11 +34,18 @@ impl Disk {
     pub(in crate::store) fn new(folder: &Path) -> io::Result<Self> {
         let disk = Self { direct: true, pool: Pool::new(KEPT) };
         let probe = folder.join("probe");
-        let probed = disk.create(&probe, &[b"probe"]).and_then(|_| disk.read(&disk.open(&probe)?, 0..5));
-        match std::fs::remove_file(&probe) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let remove = || match std::fs::remove_file(&probe) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        // A start that was cut off may have left one.
+        remove()?;
+        let probed = disk.create(&probe, BLOCK as u64).and_then(|file| {
+            disk.write_at(&file, 0, &[&[0; BLOCK]])?;
+            file.sync_data()?;
+            disk.read(&disk.open(&probe)?, 0..5)
+        });
+        remove()?;
         match probed {
             Ok(_) => Ok(disk),
             // A full disk may still be served from: nothing is known, and the page cache works everywhere.
@@ -87,23 +93,6 @@ impl Disk {
         Ok(buffer.freeze().slice(skipped..end))
     }
 
-    /// Makes a new file of these bytes, all of them on disk when it returns; its name may not be yet.
-    pub(in crate::store) fn create(&self, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        let file = if self.direct {
-            let file = options.custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
-            self.write_direct(&file, parts)?;
-            file
-        } else {
-            let mut file = options.open(path)?;
-            parts.iter().try_for_each(|part| file.write_all(part))?;
-            file
-        };
-        file.sync_data()?;
-        Ok(file)
-    }
-
     /// Whether files are written and read past the page cache.
     pub(in crate::store) fn is_direct(&self) -> bool {
         self.direct
@@ -115,7 +104,7 @@ impl Disk {
     }
 
     /// Makes a new file for [`Disk::write_at`] that has `room` bytes of the disk for its own. Nothing of it is synced.
-    pub(in crate::store) fn create_with_room(&self, path: &Path, room: u64) -> io::Result<File> {
+    pub(in crate::store) fn create(&self, path: &Path, room: u64) -> io::Result<File> {
         let flags = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags.bits() as i32).open(path)?;
@@ -139,28 +128,13 @@ impl Disk {
         }
         write_through(file, &mut self.pool.take(PIECE), parts)
     }
-
-    fn write_direct(&self, file: &File, parts: &[&[u8]]) -> io::Result<()> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        if len == 0 {
-            return Ok(());
-        }
-        let room = len.next_multiple_of(BLOCK) as u64;
-        // Known at once whether there is space; and the length is not changed by each write.
-        hold_room(file, room)?;
-        let mut buffer = self.pool.take(PIECE);
-        match parts {
-            [first, second] if first.len() % BLOCK == 0 && first.len() < PIECE && is_aligned(second) => {
-                write_as_it_lies(file, &mut buffer, first, second)?;
-            }
-            _ => write_through(file, &mut buffer, parts)?,
-        }
-        file.set_len(len as u64)
-    }
 }
 
 /// Makes the file so long, with blocks of the disk behind it where the file system can.
 fn hold_room(file: &File, room: u64) -> io::Result<()> {
+    if room == 0 {
+        return Ok(());
+    }
     match fallocate(file, FallocateFlags::empty(), 0, room) {
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error.into()),
@@ -171,18 +145,7 @@ fn is_aligned(bytes: &[u8]) -> bool {
     bytes.as_ptr().align_offset(BLOCK) == 0
 }
 
-/// Writes `first`, whole blocks, and `second`, which begins at a block: only the ends go through the buffer.
-fn write_as_it_lies(file: &File, buffer: &mut [u8], first: &[u8], second: &[u8]) -> io::Result<()> {
-    let (whole, rest) = second.split_at(second.len() / BLOCK * BLOCK);
-    let (head, tail) = buffer[..first.len() + BLOCK].split_at_mut(first.len());
-    head.copy_from_slice(first);
-    tail[..rest.len()].copy_from_slice(rest);
-    tail[rest.len()..].fill(0);
-    let end = rest.len().next_multiple_of(BLOCK);
-    write_all(file, &mut [IoSlice::new(head), IoSlice::new(whole), IoSlice::new(&tail[..end])])
-}
-
-/// Writes all parts, one after the other, by way of the buffer.
+/// Writes all parts, whole blocks together, one after the other by way of the buffer.
 fn write_through(file: &File, buffer: &mut [u8], parts: &[&[u8]]) -> io::Result<()> {
     let mut filled = 0;
     for part in parts {
@@ -197,9 +160,7 @@ fn write_through(file: &File, buffer: &mut [u8], parts: &[&[u8]]) -> io::Result<
             }
         }
     }
-    let end = filled.next_multiple_of(BLOCK);
-    buffer[filled..end].fill(0);
-    write_all(file, &mut [IoSlice::new(&buffer[..end])])
+    write_all(file, &mut [IoSlice::new(&buffer[..filled])])
 }
 
 /// Writes whole blocks. A write that ended inside one cannot be continued past the page cache: it is an error.
@@ -223,25 +184,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_length_is_written_as_it_is() {
+    fn whole_blocks_are_written_wherever_they_lie() {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("probe"), "of a start that was cut off").unwrap();
         let direct = Disk::new(folder.path()).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the probe is removed");
         let buffered = Disk { direct: false, pool: Pool::new(KEPT) };
         let memory: Vec<u8> =
             (0..(3 * PIECE + BLOCK) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let bytes = &memory[memory.as_ptr().align_offset(BLOCK)..];
-        for len in [0, 1, BLOCK, PIECE - 1, PIECE + 1, 3 * PIECE - BLOCK] {
+        for len in [0, BLOCK, PIECE, PIECE + BLOCK, 3 * PIECE - BLOCK] {
             // The second part begins at a block in memory, in the file, in both, or in neither.
-            for (from, split) in [(0, 0), (0, BLOCK), (0, 700), (1, BLOCK - 1)] {
-                let (first, second) = (&bytes[from..][..split.min(len)], &bytes[from..][split.min(len)..len]);
+            for (from, split) in [(0, 0), (0, BLOCK), (0, 700), (1, BLOCK), (1, BLOCK - 1)] {
+                let (first, second) = bytes[from..][..len].split_at(split.min(len));
+                let mut expected = vec![0; BLOCK];
+                expected.extend_from_slice(&bytes[from..][..len]);
                 for disk in [&direct, &buffered] {
                     let path = folder.path().join("file");
-                    disk.create(&path, &[first, second]).unwrap();
-                    assert!(
-                        std::fs::read(&path).unwrap() == bytes[from..][..len],
-                        "{len} bytes, direct: {}",
-                        disk.direct
-                    );
+                    let file = disk.create(&path, 0).unwrap();
+                    disk.write_at(&file, BLOCK as u64, &[first, second]).unwrap();
+                    let len = if len == 0 { 0 } else { BLOCK + len };
+                    assert!(std::fs::read(&path).unwrap() == expected[..len], "{len} bytes, direct: {}", disk.direct);
                     let file = disk.open(&path).unwrap();
                     for range in [
                         0..len,
@@ -251,14 +214,23 @@ mod tests {
                         len..len + 1,
                         len + BLOCK..len + 2 * BLOCK,
                     ] {
-                        let expected = bytes[from..][..len].get(range.start.min(len)..range.end.min(len)).unwrap();
+                        let part = &expected[..len][range.start.min(len)..range.end.min(len)];
                         let read = disk.read(&file, range.start as u64..range.end as u64).unwrap();
-                        assert!(read == expected, "{range:?} of {len} bytes, direct: {}", disk.direct);
+                        assert!(read == part, "{range:?} of {len} bytes, direct: {}", disk.direct);
                     }
-                    assert!(disk.create(&path, &[first]).is_err(), "a file that is there is not written over");
+                    assert!(disk.create(&path, 0).is_err(), "a file that is there is not written over");
                     std::fs::remove_file(path).unwrap();
                 }
             }
+        }
+        // A file that has room has its length; one that is cut inside a block is read to its end.
+        for disk in [&direct, &buffered] {
+            let path = folder.path().join("file");
+            let file = disk.create(&path, 2 * BLOCK as u64).unwrap();
+            assert!(*disk.read(&file, 0..3 * BLOCK as u64).unwrap() == [0; 2 * BLOCK]);
+            file.set_len(700).unwrap();
+            assert!(*disk.read(&file, 699..5000).unwrap() == [0]);
+            std::fs::remove_file(path).unwrap();
         }
     }
 }

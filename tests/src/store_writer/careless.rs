@@ -2,7 +2,7 @@
 //!
 //! It shows that a test of power cuts can fail.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -10,19 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use potluck_node::store::segments::disk::{Disk, DiskFile, Space};
+use potluck_node::store::segments::disk::{Disk, DiskFile, FolderDisk, Space};
 use potluck_proto::buffers::Pool;
 
-/// Bytes of buffers that are kept for the next use.
-const KEPT: usize = 8 << 20;
-
-/// Space that it claims to have, in bytes: it is not for full disks.
+/// Space that it claims to have, in bytes.
 const CLAIMED: u64 = 1 << 40;
 
 /// A folder whose files go through the page cache and are never synced.
 pub struct CarelessDisk {
     folder: PathBuf,
-    pool: Pool,
+    names: FolderDisk,
 }
 
 struct CarelessFile(File);
@@ -31,10 +28,9 @@ impl CarelessDisk {
     /// Makes the folder if it is not there.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made, or another process has it.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        Ok(Self { folder: folder.into(), pool: Pool::new(KEPT) })
+        Ok(Self { folder: folder.into(), names: FolderDisk::open(folder)? })
     }
 }
 
@@ -50,23 +46,19 @@ impl Disk for CarelessDisk {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(&self.folder)?.collect::<io::Result<Vec<_>>>()?;
-        let mut names: Vec<String> =
-            entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort();
-        Ok(names)
+        self.names.list()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.folder.join(from), self.folder.join(to))
+        self.names.rename(from, to)
     }
 
     fn cut(&self, name: &str, len: u64) -> io::Result<()> {
-        OpenOptions::new().write(true).open(self.folder.join(name))?.set_len(len)
+        self.names.cut(name, len)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.folder.join(name))
+        self.names.unlink(name)
     }
 
     fn sync_folder(&self) -> io::Result<()> {
@@ -74,11 +66,12 @@ impl Disk for CarelessDisk {
     }
 
     fn space(&self) -> io::Result<Space> {
+        // It is not for full disks.
         Ok(Space { free: CLAIMED, total: CLAIMED })
     }
 
     fn pool(&self) -> &Pool {
-        &self.pool
+        self.names.pool()
     }
 
     fn describe(&self) -> &'static str {

@@ -172,7 +172,7 @@ impl Ledger {
             breaches.extend(self.check_head(store, name));
         }
         let known: BTreeSet<StripeId> = self.stripes.iter().flatten().map(|stripe| stripe.header.id()).collect();
-        for stripe in store.stripes(None, usize::MAX)? {
+        for stripe in store.stripes(None, usize::MAX) {
             if !known.contains(&stripe) {
                 breaches.push(Breach::Wrong(format!("stripe {stripe} is nobody's")));
             }
@@ -184,7 +184,7 @@ impl Ledger {
         let stripe = &self.stripes[name.writer as usize][name.stripe as usize];
         let key = ShardKey { stripe: stripe.header.id(), index: name.index as usize };
         let bytes = &stripe.shards[key.index].0;
-        let held = store.held(&key.stripe)?.into_iter().find(|held| held.index == key.index);
+        let held = store.held(&key.stripe).into_iter().find(|held| held.index == key.index);
         let found = held.map(|held| (held.state, held.complete));
         // Where records that nobody was told of are torn, what is in the trash is taken for wanted: it is kept longer.
         let doubted = store.with_table(|table| table.is_doubted(&key));

@@ -15,17 +15,13 @@ use potluck_proto::id::StripeId;
 
 use self::segment::{Reading, read_one};
 use super::disk::{Disk, Space};
-use super::format::{BLOCK, FormatError, Kind, RecordHeader, SegmentHeader, StoreId};
-use super::log::{segment_name, segment_number};
-use super::recovery::STORE_NAME;
+use super::format::{FormatError, Kind, StoreId};
+use super::log::segment_number;
 use super::table::{Place, Table};
-use super::{segment_bytes, space};
+use super::{recovery, segment_bytes, space};
 use crate::store::ShardKey;
 
 pub use self::mend::{MendError, Mended, mend};
-
-/// Bytes from which a segment whose first block is damaged is asked for its store.
-const FRONT: u64 = 1 << 20;
 
 /// How far a look goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,9 +237,8 @@ pub fn reserve(space: Space) -> u64 {
 
 /// The store's id as a start finds it, and how the file fares that should say it.
 fn store_of(disk: &dyn Disk, numbers: &[u64]) -> Result<(StoreId, StoreFile), CheckError> {
-    let block = disk.open(STORE_NAME).and_then(|file| file.read_at(0..BLOCK as u64));
-    let file = match block.map(|block| SegmentHeader::decode(&block)) {
-        Ok(Ok(header)) => return Ok((header.store, StoreFile::Sound)),
+    let file = match recovery::name_file(disk) {
+        Ok(Ok(store)) => return Ok((store, StoreFile::Sound)),
         Ok(Err(error @ FormatError::Version(_))) => return Err(CheckError::Newer(error)),
         Ok(Err(error)) => StoreFile::Damaged(error.to_string()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => StoreFile::Missing,
@@ -252,11 +247,7 @@ fn store_of(disk: &dyn Disk, numbers: &[u64]) -> Result<(StoreId, StoreFile), Ch
     if numbers.is_empty() && file == StoreFile::Missing {
         return Err(CheckError::Empty);
     }
-    let named = numbers.iter().find_map(|segment| {
-        let front = disk.open(&segment_name(*segment)).and_then(|file| file.read_at(0..FRONT)).ok()?;
-        let records = || front.chunks(BLOCK).find_map(|block| RecordHeader::decode(block).ok());
-        SegmentHeader::decode(&front).map(|header| header.store).ok().or_else(|| records().map(|record| record.store))
-    });
+    let named = recovery::named_by_segments(disk, numbers);
     named.map(|store| (store, file)).ok_or(CheckError::Nameless)
 }
 

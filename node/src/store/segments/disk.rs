@@ -150,7 +150,7 @@ fn locked(folder: &Path, mut lock: impl FnMut() -> Result<(), TryLockError>) -> 
 
 impl Disk for FolderDisk {
     fn create(&self, name: &str, room: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.disk.create_with_room(&self.folder.join(name), room)?;
+        let file = self.disk.create(&self.folder.join(name), room)?;
         Ok(Arc::new(FolderFile { file, disk: self.disk.clone() }))
     }
 

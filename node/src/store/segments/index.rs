@@ -16,6 +16,7 @@ use potluck_proto::id::Digest;
 
 use super::format::{BLOCK, Kind, RecordHeader, Seal, StoreId};
 use super::log::lock;
+use super::memory;
 
 /// Memory that sled may use for its pages, in bytes: it is read once, at the start.
 const SLED_CACHE_BYTES: u64 = 1 << 20;
@@ -100,6 +101,7 @@ impl Index {
             // Its end writes, and may panic.
             let closed = catch_unwind(AssertUnwindSafe(|| drop(open)));
             *db = if closed.is_ok() { Db::Closed } else { Db::Failed };
+            memory::give_back();
         }
     }
 

@@ -127,6 +127,8 @@ pub struct Log {
     failures: AtomicU64,
     /// The segment that is written, or 0.
     active: AtomicU64,
+    /// Bytes that are set aside in it and not written yet.
+    left: AtomicU64,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,6 +156,7 @@ impl Log {
             chores: Chores::default(),
             failures: AtomicU64::new(0),
             active: AtomicU64::new(0),
+            left: AtomicU64::new(0),
         }
     }
 
@@ -161,6 +164,18 @@ impl Log {
     #[must_use]
     pub fn active(&self) -> Option<u64> {
         Some(self.active.load(Ordering::Acquire)).filter(|segment| *segment != 0)
+    }
+
+    /// Bytes that have their space on the disk already, in the segment that is written.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Tells others which segment is written, and how much of it is left.
+    fn show(&self, active: Option<&Active>) {
+        self.active.store(active.map_or(0, |active| active.segment), Ordering::Release);
+        self.left.store(active.map_or(0, |active| active.room - active.position), Ordering::Release);
     }
 
     /// Segments that a failed write or sync has ended.
@@ -200,7 +215,7 @@ impl Log {
     pub fn finish(&self) {
         let mut writer = self.queue.writer();
         if let Some(active) = writer.active.take() {
-            self.active.store(0, Ordering::Release);
+            self.show(None);
             self.seal(active);
         }
     }
@@ -226,7 +241,7 @@ impl Log {
         let fits =
             |active: &Active| active.position + bytes <= active.room && active.count() + batch.count() < RECORDS_LIMIT;
         if let Some(full) = writer.active.take_if(|active| !fits(active)) {
-            self.active.store(0, Ordering::Release);
+            self.show(None);
             if let Some(full) = self.chores.seal(full) {
                 self.seal(full);
             }
@@ -265,7 +280,7 @@ impl Log {
             if let Err(error) = active.file.set_len(active.position) {
                 tracing::warn!(%error, segment = active.segment, "the ended segment could not be cut");
             }
-            self.active.store(0, Ordering::Release);
+            self.show(None);
             return Err(AppendError::of(&error));
         }
         for header in batch.told_here(&written) {
@@ -273,6 +288,7 @@ impl Log {
         }
         drop(table);
         active.position += bytes;
+        self.show(Some(&active));
         if active.position * 2 > active.room {
             self.chores.want(&mut writer.next_segment, || self.has_room_for_spare());
         }
@@ -303,7 +319,7 @@ impl Log {
             }
         };
         // Before the table knows of it: nobody is to take it for one that can be emptied.
-        self.active.store(begun.segment, Ordering::Release);
+        self.show(Some(&begun));
         lock(&self.table).begin_segment(begun.segment);
         Ok(begun)
     }

@@ -1,14 +1,15 @@
 //! What a start finds: every segment is read, whole records are kept, gaps are told, and the table is made anew.
 //!
-//! Of a finished segment the index is enough, where it proves to be right, and of a sealed one the footer. One that was not sealed is read record by record, each checked from end to
-//! end: a crash may have left any part of what was written last. No segment that was found is ever written to again.
+//! Of a finished segment the index is enough, where it proves to be right, and of a sealed one the footer. One that was
+//! not sealed is read record by record, each checked from end to end: a crash may have left any part of what was written
+//! last. No segment that was found is ever written to again.
 //!
 //! Where records are lost, one of them may have taken a shard out of the trash: what is in the trash is then taken for
 //! wanted. And as one may be what a word of deletion ends, such words stay.
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 
@@ -64,6 +65,14 @@ impl Contents {
     #[must_use]
     pub fn are_whole(&self) -> bool {
         self.gaps.is_empty() && !self.unreadable
+    }
+
+    /// Whether records may be missing that somebody was told of. A gap at the end is what a crash leaves of a batch that
+    /// nobody was told of.
+    #[must_use]
+    pub fn may_lack_records(&self) -> bool {
+        let last = self.records.last().map_or(0, |header| header.offset);
+        self.unreadable || self.gaps.iter().any(|gap| gap.offset <= last)
     }
 }
 
@@ -285,30 +294,39 @@ fn read_record(window: &mut Window<'_>, store: StoreId, segment: u64, at: u64, l
     })
 }
 
+/// What the file that names the store says.
+pub(super) fn name_file(disk: &dyn Disk) -> io::Result<Result<StoreId, FormatError>> {
+    let block = disk.open(STORE_NAME)?.read_at(0..BLOCK as u64)?;
+    Ok(SegmentHeader::decode(&block).map(|header| header.store))
+}
+
+/// The store's id as the first segment has it that says one, in its first block or in a record near its beginning.
+pub(super) fn named_by_segments(disk: &dyn Disk, numbers: &[u64]) -> Option<StoreId> {
+    numbers.iter().find_map(|segment| {
+        let front = disk.open(&segment_name(*segment)).and_then(|file| file.read_at(0..PIECE)).ok()?;
+        let records = || front.chunks(BLOCK).find_map(|block| RecordHeader::decode(block).ok());
+        SegmentHeader::decode(&front).map(|header| header.store).ok().or_else(|| records().map(|record| record.store))
+    })
+}
+
 /// The store's id, from the file that names it or, where that is lost, from the segments; `fresh` if there are none.
-fn store_id(disk: &dyn Disk, names: &[String], fresh: StoreId) -> io::Result<StoreId> {
-    let block = |name: &str| disk.open(name)?.read_at(0..BLOCK as u64);
+fn store_id(disk: &dyn Disk, numbers: &[u64], fresh: StoreId) -> io::Result<StoreId> {
     let mut damaged = false;
-    match block(STORE_NAME).map(|block| SegmentHeader::decode(&block)) {
-        Ok(Ok(header)) => return Ok(header.store),
+    match name_file(disk) {
+        Ok(Ok(store)) => return Ok(store),
         Ok(Err(error @ FormatError::Version(_))) => return Err(io::Error::other(error)),
         Ok(Err(_)) => damaged = true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let segments: Vec<_> = names.iter().filter(|name| segment_number(name).is_some()).collect();
-    let named = segments.iter().find_map(|name| {
-        let front = disk.open(name).and_then(|file| file.read_at(0..PIECE)).ok()?;
-        let records = || front.chunks(BLOCK).find_map(|block| RecordHeader::decode(block).ok());
-        SegmentHeader::decode(&front).map(|header| header.store).ok().or_else(|| records().map(|record| record.store))
-    });
-    if damaged || !segments.is_empty() {
+    let named = named_by_segments(disk, numbers);
+    if damaged || !numbers.is_empty() {
         tracing::warn!("the file that names the store is lost or damaged: its segments name it");
     }
-    if named.is_none() && !segments.is_empty() {
+    if named.is_none() {
         // A segment that a crash cut short has no header; one with records that cannot be told from it must stay.
-        for name in &segments {
-            let file = disk.open(name)?;
+        for segment in numbers {
+            let file = disk.open(&segment_name(*segment))?;
             if !file.read_at(0..2 * BLOCK as u64)?.iter().all(|byte| *byte == 0) {
                 return Err(io::Error::other("segments are there, but none says which store they are of"));
             }
@@ -317,6 +335,54 @@ fn store_id(disk: &dyn Disk, names: &[String], fresh: StoreId) -> io::Result<Sto
     let store = named.unwrap_or(fresh);
     disk::replace(disk, STORE_NAME, &SegmentHeader { store, segment: 0, created_ms: 0 }.encode())?;
     Ok(store)
+}
+
+/// Reads segments in order and gives each to `take`. With an index, whose folder this is, a thread of its own reads one
+/// ahead: the table is not kept waiting, and the memory that sled has needed does not lie between the table's pages.
+fn read_all(
+    disk: &dyn Disk,
+    store: StoreId,
+    numbers: &[u64],
+    index: Option<&Path>,
+    mut take: impl FnMut(u64, Result<Contents, Unusable>),
+) -> io::Result<Option<Index>> {
+    let Some(folder) = index else {
+        numbers.iter().for_each(|segment| take(*segment, read_one(disk, store, *segment, None)));
+        return Ok(None);
+    };
+    std::thread::scope(|scope| {
+        let (sender, read) = mpsc::sync_channel(1);
+        let reader = move || {
+            let index = Index::open(folder, store);
+            index.retain(&numbers.iter().copied().collect());
+            for segment in numbers {
+                if sender.send((*segment, read_one(disk, store, *segment, Some(&index)))).is_err() {
+                    break;
+                }
+            }
+            index.rest();
+            index
+        };
+        let reader = std::thread::Builder::new().name("store reader".into()).spawn_scoped(scope, reader)?;
+        read.into_iter().for_each(|(segment, read)| take(segment, read));
+        reader.join().map(Some).map_err(|_| io::Error::other("the thread that reads the log has panicked"))
+    })
+}
+
+/// Reads a segment. One that is not sealed is cut where its records end, and on disk when this returns.
+fn read_one(disk: &dyn Disk, store: StoreId, segment: u64, index: Option<&Index>) -> Result<Contents, Unusable> {
+    let name = segment_name(segment);
+    let file = disk.open(&name)?;
+    let contents = read_with(&*file, store, segment, index)?;
+    if !contents.sealed && contents.indexed.is_none() {
+        if contents.end < file.len()? {
+            // Space was set aside that it never needed.
+            disk.cut(&name, contents.end)?;
+        }
+        // What is read may be in the page cache alone; nobody is told of it before it is on disk.
+        file.sync_data()?;
+    }
+    Ok(contents)
 }
 
 /// What a store begins with.
@@ -339,49 +405,33 @@ pub struct Opened {
 pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::Result<Opened> {
     // What is listed is to last: a name that was removed and not synced may else come back.
     disk.sync_folder()?;
-    let names = disk.list()?;
-    let store = store_id(&**disk, &names, fresh)?;
-    let (mut table, mut found) = (Table::default(), Found::default());
-    let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
+    let store = store_id(&**disk, &numbers, fresh)?;
+    let (mut table, mut found) = (Table::default(), Found::default());
     let next_segment = numbers.last().map_or(1, |last| last + 1);
-    let index = index.map(|folder| Index::open(folder, store));
-    if let Some(index) = &index {
-        index.retain(&numbers.iter().copied().collect());
-    }
     let count = numbers.len();
-    let mut removed = false;
+    let mut empty = Vec::new();
     let mut doubted = None;
-    for (number, segment) in numbers.into_iter().enumerate() {
+    let mut number = 0;
+    let index = read_all(&**disk, store, &numbers, index, |segment, read| {
         if number > 0 && number % PROGRESS_SEGMENTS == 0 {
             tracing::info!(segments = number, of = count, indexed = found.indexed, "reading the log");
         }
+        number += 1;
         let name = segment_name(segment);
-        let read = disk.open(&name).map_err(Unusable::from).and_then(|file| {
-            let contents = read_with(&*file, store, segment, index.as_ref())?;
-            if !contents.sealed && contents.indexed.is_none() {
-                if contents.end < file.len()? {
-                    // Space was set aside that it never needed.
-                    disk.cut(&name, contents.end)?;
-                }
-                // What is read may be in the page cache alone; nobody is told of it before it is on disk.
-                file.sync_data()?;
-            }
-            Ok(contents)
-        });
         let contents = match read {
             Ok(contents) => contents,
             Err(Unusable::Empty) => {
-                disk.unlink(&name)?;
-                removed = true;
-                continue;
+                empty.push(name);
+                return;
             }
             Err(why) => {
                 tracing::error!(name, %why, "a segment cannot be used: it stays as it is, its shards count as missing");
                 table.set_blind(segment);
                 doubted = Some(segment);
                 found.unusable.push((name, why.to_string()));
-                continue;
+                return;
             }
         };
         table.begin_segment(segment);
@@ -396,9 +446,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
         if !contents.gaps.is_empty() {
             table.distrust(segment, contents.unreadable);
         }
-        // A gap at the end is what a crash leaves of a batch that nobody was told of.
-        let last = contents.records.last().map_or(0, |header| header.offset);
-        if contents.unreadable || contents.gaps.iter().any(|gap| gap.offset <= last) {
+        if contents.may_lack_records() {
             doubted = Some(segment);
         }
         for gap in &contents.gaps {
@@ -408,17 +456,17 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
         found.sealed += u64::from(contents.sealed);
         found.indexed += u64::from(contents.indexed.is_some());
         found.gaps.extend(contents.gaps);
+    })?;
+    for name in &empty {
+        disk.unlink(name)?;
     }
-    if removed {
+    if !empty.is_empty() {
         disk.sync_folder()?;
     }
     if let Some(segment) = doubted {
         table.doubt_trash(segment);
     }
     table.settle();
-    if let Some(index) = &index {
-        index.rest();
-    }
     Ok(Opened { store, table, next_segment, found, index })
 }
 

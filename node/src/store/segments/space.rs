@@ -57,9 +57,7 @@ impl SegmentStore {
     /// Whether the disk has no space for words of deletion and heads either: what is left is for compaction, which gives
     /// back what was deleted before.
     pub(super) fn check_space_for_words(&self) -> Result<(), StoreError> {
-        let written = self.log.active().and_then(|active| Some(lock(&self.table).segments().get(&active)?.bytes));
-        // The segment that is written has its space already.
-        if written.is_some_and(|bytes| bytes + WORDS_BYTES < self.segment_bytes) {
+        if self.log.left() > WORDS_BYTES {
             return Ok(());
         }
         if self.disk.space()?.free < 2 * self.segment_bytes { Err(StoreError::Full) } else { Ok(()) }

@@ -168,8 +168,7 @@ fn take_in(reading: &mut Reading, contents: &Contents, report: &mut SegmentRepor
     if !contents.gaps.is_empty() {
         reading.table.distrust(segment, contents.unreadable);
     }
-    let last = contents.records.last().map_or(0, |header| header.offset);
-    if contents.unreadable || contents.gaps.iter().any(|gap| gap.offset <= last) {
+    if contents.may_lack_records() {
         reading.doubted = Some(segment);
     }
 }

@@ -3,7 +3,9 @@
 use super::*;
 use crate::store::StoreError;
 use crate::store::segments::disk::faults::{Faults, FaultyDisk};
-use crate::store::segments::format::{RECORD_LEN, Seal};
+use crate::store::segments::format::{BLOCK, RECORD_LEN, RecordHeader, Seal, SegmentHeader};
+use crate::store::segments::log::segment_name;
+use crate::store::segments::recovery::STORE_NAME;
 use crate::store::segments::tests::options;
 use crate::store::segments::tests::stripe;
 use crate::store::segments::{SegmentStore, format::Record};
@@ -54,7 +56,7 @@ fn flip(disk: &FaultyDisk, segment: u64, at: u64) {
 
 fn headers(disk: &FaultyDisk, segment: u64) -> Vec<RecordHeader> {
     let file = disk.open(&segment_name(segment)).unwrap();
-    crate::store::segments::recovery::read_segment(&*file, options(MIB).fresh, segment).unwrap().records
+    recovery::read_segment(&*file, options(MIB).fresh, segment).unwrap().records
 }
 
 fn of_kind(disk: &FaultyDisk, kind: Kind) -> Vec<RecordHeader> {

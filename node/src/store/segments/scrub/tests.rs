@@ -61,7 +61,7 @@ fn a_pass_reads_all_that_counts_and_finds_what_has_rotted() {
     assert_eq!((again.lost.len(), again.facts.len(), again.mended), (0, 0, 0));
     // The word that was mended counts after a start as well.
     drop(store);
-    let held = open().held(&stripes[3].0.id()).unwrap();
+    let held = open().held(&stripes[3].0.id());
     assert_eq!(held[1].state, ShardState::Trash { until_ms: 99 });
 }
 

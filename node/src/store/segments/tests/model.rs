@@ -113,7 +113,7 @@ impl World {
         let whole = self.store().found().is_whole();
         for (number, index) in (0..self.stripes.len()).flat_map(|number| [(number, 0), (number, 1), (number, 2)]) {
             let key = key(&self.stripes[number], index);
-            let held = self.store().held(&key.stripe).unwrap().into_iter().find(|held| held.index == index);
+            let held = self.store().held(&key.stripe).into_iter().find(|held| held.index == index);
             let found = held.map(|held| (held.state, held.complete));
             let known = self.known.entry(key).or_default().clone();
             // Where records are lost, what is in the trash is taken for wanted, until something is said of it.
