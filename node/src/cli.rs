@@ -26,7 +26,8 @@ use crate::config::human::{ByteSize, Span, rough};
 use crate::config::{Config, ConfigArgs, FILE_NAME, LogFormat, Settings};
 use crate::gate::OperatorGate;
 use crate::join::{Wish, join, why};
-use crate::node::{LISTENING, Node, Parts, bind_udp, status_json, system_clock};
+use crate::node::{LISTENING, Node, Parts, bind_udp, system_clock};
+use crate::page::status_json;
 use crate::{durable, identity, log};
 use which::Which;
 
@@ -317,7 +318,11 @@ impl Operator {
             Ok((reply, _)) => Ok(reply),
             Err(CallError::Refused(error)) => bail!("{}", error.message),
             Err(error) => {
-                bail!("the node does not answer ({}): is it running? Start it with 'potluck node run'", why(&error))
+                bail!(
+                    "the node does not answer ({}): is it running? Start it with 'potluck node run'; one that has just \
+                     been started reads its log first, and says in its own log and on its HTTP page how far it is",
+                    why(&error)
+                )
             }
         }
     }

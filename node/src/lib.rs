@@ -17,6 +17,7 @@ pub mod log;
 pub mod membership;
 pub mod metrics;
 pub mod node;
+pub mod page;
 pub mod repair;
 pub mod service;
 pub mod store;

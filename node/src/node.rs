@@ -33,12 +33,14 @@ use crate::membership::swim::{self, Swim, SwimHandle};
 use crate::membership::{Membership, View, exchange, rival};
 use crate::metrics::Metrics;
 use crate::metrics::label::FoundBy;
+use crate::page::NodePage;
 use crate::repair::rebuild::Budget;
 use crate::repair::survey::{self, Tally};
 use crate::service::NodeService;
 use crate::store::StoreError;
 use crate::store::segments::disk::{Disk, FolderDisk, INDEX_FOLDER, STORE_FOLDER};
 use crate::store::segments::format::StoreId;
+use crate::store::segments::recovery::Progress;
 use crate::store::segments::{Options, SegmentStore, segment_bytes};
 use crate::{WallClock, durable, import, upkeep};
 
@@ -72,13 +74,13 @@ pub fn bind_udp(address: SocketAddr) -> Bind {
     Arc::new(move |key, gate, limits| Endpoint::bind(address, key, gate, limits))
 }
 
-/// Opens the shard store of a data folder.
-pub type OpenStore = Arc<dyn Fn(&Path, &Config) -> Result<Arc<SegmentStore>, StoreError> + Send + Sync>;
+/// Opens the shard store of a data folder, and says meanwhile how far it has come.
+pub type OpenStore = Arc<dyn Fn(&Path, &Config, Arc<Progress>) -> Result<Arc<SegmentStore>, StoreError> + Send + Sync>;
 
 /// The log in the data folder, written by a thread, and sled's index over it.
 #[must_use]
 pub fn log_store() -> OpenStore {
-    Arc::new(|folder, config| {
+    Arc::new(|folder, config, progress| {
         let path = folder.join(STORE_FOLDER);
         let disk = FolderDisk::open(&path)?;
         let space = disk.space()?;
@@ -93,6 +95,7 @@ pub fn log_store() -> OpenStore {
             clock: system_clock(),
             threaded: true,
             index: Some(path.join(INDEX_FOLDER)),
+            progress,
         };
         Ok(Arc::new(SegmentStore::open(Arc::new(disk), options)?))
     })
@@ -470,21 +473,20 @@ impl Node {
         };
         let empty = MemberTable::new(cluster);
         import::refuse(&folder)?;
-        let store = (parts.store)(&folder, &config)?;
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let page = Arc::new(NodePage::default());
+        let http = serve_page(&config, page.clone(), &mut tasks, stopping.clone()).await?;
+        let (open, place, settings, progress) =
+            (parts.store.clone(), folder.clone(), config.clone(), page.opening.clone());
+        let store = parts.executor.run(move || open(&place, &settings, progress)).await;
+        let store = store.map_err(std::io::Error::other)??;
         import::take_in(&folder, cluster, &store)?;
         let membership = Arc::new(Membership::open(store.clone(), identity.key.clone(), empty)?);
         let heads = Arc::new(Heads::open(store.clone(), parts.executor.clone(), membership.clone())?);
         let gate =
             MemberGate { cert: identity.cert.clone(), membership: membership.clone(), clock: parts.clock.clone() };
         let endpoint = (parts.bind)(&identity.key, Arc::new(gate), parts.limits.clone())?;
-        let page = match config.http {
-            None => None,
-            Some(address) => {
-                let failed = |source| StartError::Http { address, source };
-                let listener = TcpListener::bind(address).await.map_err(failed)?;
-                Some((listener.local_addr().map_err(failed)?, listener))
-            }
-        };
         let ran_before_ms = match durable::read(&folder.join(RUNNING))? {
             Some(bytes) => <[u8; 8]>::try_from(&bytes[..]).map_or(0, u64::from_le_bytes),
             None => 0,
@@ -507,7 +509,7 @@ impl Node {
             metrics: Metrics::new().map_err(std::io::Error::other)?,
             alerts: Alerts::default(),
             clock: parts.clock,
-            http: page.as_ref().map(|(address, _)| *address),
+            http,
             tally: Mutex::default(),
             announced: Mutex::new(announced),
             leaving: AtomicBool::new(was_leaving),
@@ -521,8 +523,6 @@ impl Node {
         let refutations = core.metrics.refutations.clone();
         let swim = Swim::new(queue, core.membership.clone(), core.endpoint.clone(), refutations, gossip_seed);
         core.endpoint.serve(Arc::new(NodeService(core.clone())));
-        let (stop, stopping) = watch::channel(false);
-        let mut tasks = JoinSet::new();
         tasks.spawn(swim.run(stopping.clone()));
         tasks.spawn(exchange::run(
             core.membership.clone(),
@@ -539,18 +539,8 @@ impl Node {
         tasks.spawn(upkeep::trash(core.clone(), stopping.clone()));
         tasks.spawn(upkeep::compact(core.clone(), stopping.clone()));
         tasks.spawn(keep_time(core.clone(), stopping.clone()));
-        tasks.spawn(tell_of_leaving(core.clone(), stopping.clone()));
-        if let Some((_, listener)) = page {
-            let (page, mut stopping) = (Arc::new(NodePage(core.clone())), stopping);
-            tasks.spawn(async move {
-                let stopped = async move {
-                    let _ = stopping.wait_for(|stop| *stop).await;
-                };
-                if let Err(error) = http::serve(listener, page, stopped).await {
-                    tracing::error!(%error, "the HTTP page has ended");
-                }
-            });
-        }
+        tasks.spawn(tell_of_leaving(core.clone(), stopping));
+        page.runs(core.clone());
         tracing::info!(
             node = %core.identity.node(),
             cluster = %cluster.short(),
@@ -696,84 +686,24 @@ async fn tell_of_leaving(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-struct NodePage(Arc<Core>);
-
-impl http::Page for NodePage {
-    fn metrics(&self) -> String {
-        let core = &self.0;
-        let status = core.status();
-        let metrics = &core.metrics;
-        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        metrics.capacity_bytes.set(gauge(status.capacity));
-        metrics.used_bytes.set(gauge(status.used));
-        metrics.trash_bytes.set(gauge(status.trash));
-        metrics.full.set(i64::from(status.full));
-        metrics.shards.set(gauge(status.shards));
-        metrics.members.set(gauge(status.members));
-        metrics.members_up.set(gauge(status.members_up));
-        upkeep::show(core, &status);
-        metrics.text(core.uptime(), Duration::from_millis((core.clock)()))
-    }
-
-    fn health(&self) -> Result<(), String> {
-        let view = self.0.membership.view();
-        if view.majority() {
-            Ok(())
-        } else {
-            let up = view.ring.nodes().iter().filter(|node| view.is_up(node)).count();
-            Err(format!("reaches only {up} of the {} nodes of the ring", view.ring.len()))
+/// Shows the page, if there is to be one, until `stopping` is set. Returns where.
+async fn serve_page(
+    config: &Config,
+    page: Arc<NodePage>,
+    tasks: &mut JoinSet<()>,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<Option<SocketAddr>, StartError> {
+    let Some(address) = config.http else { return Ok(None) };
+    let failed = |source| StartError::Http { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    tasks.spawn(async move {
+        let stopped = async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = http::serve(listener, page, stopped).await {
+            tracing::error!(%error, "the HTTP page has ended");
         }
-    }
-
-    fn status(&self) -> serde_json::Value {
-        status_json(&self.0.status())
-    }
-}
-
-/// A node's state as JSON: the same words as in the wire schema.
-#[must_use]
-pub fn status_json(status: &wire::StatusReply) -> serde_json::Value {
-    let id = |bytes: &Bytes| NodeId::from_slice(bytes).map(|node| node.to_string());
-    serde_json::json!({
-        "node": id(&status.node),
-        "software": status.software,
-        "zone": status.zone,
-        "uptime_ms": status.uptime_ms,
-        "capacity_bytes": status.capacity,
-        "used_bytes": status.used,
-        "trash_bytes": status.trash,
-        "shards": status.shards,
-        "stripes": {
-            "whole": status.stripes_whole,
-            "degraded": status.stripes_degraded,
-            "at_risk": status.stripes_at_risk,
-            "unreadable": status.stripes_unreadable,
-            "unconfirmed": status.stripes_unconfirmed,
-            "malformed": status.stripes_malformed,
-            "unknown": status.stripes_unknown,
-        },
-        "repair_queue": status.repair_queue,
-        "repaired_shards": status.repaired_shards,
-        "repaired_bytes": status.repaired_bytes,
-        "rebalanced_shards": status.rebalanced_shards,
-        "corrupt_shards": status.corrupt_shards,
-        "members": status.members,
-        "members_up": status.members_up,
-        "store": status.store.map(|store| serde_json::json!({
-            "segments": store.segments,
-            "bytes": store.bytes,
-            "live_bytes": store.live,
-            "indexed_segments": store.indexed,
-            "gaps": store.gaps,
-            "unusable_segments": store.unusable,
-            "failures": store.failures,
-        })),
-        "full": status.full,
-        "leaving": status.leaving,
-        "left": status.left,
-        "survey_age_ms": (status.survey_age_ms != u64::MAX).then_some(status.survey_age_ms),
-        "http": status.http,
-        "key_also_at": status.key_also_at,
-        "up": status.up.iter().filter_map(id).collect::<Vec<_>>(),
-    })
+    });
+    Ok(Some(bound))
 }

@@ -149,7 +149,7 @@ impl SimCluster {
         let address = SocketAddr::new(ip, PORT);
         let settings = Settings { listen: Some(address), advertise: Some(vec![address]), ..self.settings.clone() };
         let config: Config = settings.finish(folder)?;
-        let open: OpenStore = Arc::new(move |_, _| Ok(store.clone()));
+        let open: OpenStore = Arc::new(move |_, _, _| Ok(store.clone()));
         let parts = Parts {
             bind: self.bind(ip),
             store: open,

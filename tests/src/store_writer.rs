@@ -122,6 +122,7 @@ pub fn open_store(disk: Arc<dyn Disk>, segment_bytes: u64, index: Option<PathBuf
         clock: Arc::new(|| 1_700_000_000_000),
         threaded: true,
         index,
+        progress: Arc::default(),
     };
     SegmentStore::open(disk, options)
 }

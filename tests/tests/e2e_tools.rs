@@ -50,8 +50,15 @@ struct Made {
 fn open(data: &Path) -> SegmentStore {
     let disk: Arc<dyn Disk> = Arc::new(FolderDisk::open(&data.join(STORE_FOLDER)).unwrap());
     let clock = Arc::new(|| 1_700_000_000_000);
-    let options =
-        Options { capacity: 1 << 40, segment_bytes: 8 << 20, fresh: STORE, clock, threaded: true, index: None };
+    let options = Options {
+        capacity: 1 << 40,
+        segment_bytes: 8 << 20,
+        fresh: STORE,
+        clock,
+        threaded: true,
+        index: None,
+        progress: Arc::default(),
+    };
     SegmentStore::open(disk, options).unwrap()
 }
 

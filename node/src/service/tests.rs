@@ -36,7 +36,7 @@ async fn node(folder: &Path) -> Node {
     let disk = FaultyDisk::new(1, 1 << 30, Faults::default());
     let store = Arc::new(SegmentStore::simulated(disk, 1 << 30).unwrap());
     let parts = Parts {
-        store: Arc::new(move |_, _| Ok(store.clone())),
+        store: Arc::new(move |_, _, _| Ok(store.clone())),
         executor: Executor::inline(),
         seed: Some(1),
         ..Parts::real(&config)

@@ -41,7 +41,7 @@ use self::format::{BLOCK, FormatError, Kind, PAYLOAD_LIMIT, Record, RecordHeader
 use self::index::Index;
 use self::log::{AppendError, Clock, Job, Log, lock};
 use self::reading::{Files, Fronts, LOOKUPS, ReadError, describe};
-use self::recovery::Found;
+use self::recovery::{Found, Progress};
 use self::space::Room;
 use self::table::{Entry, Table};
 use super::{Check, Held, ShardKey, ShardRead, ShardState, StoreError, Usage};
@@ -83,6 +83,8 @@ pub struct Options {
     pub threaded: bool,
     /// The folder of the index, if there is to be one.
     pub index: Option<PathBuf>,
+    /// How far the start has come.
+    pub progress: Arc<Progress>,
 }
 
 /// Figures of a store.
@@ -143,13 +145,14 @@ impl SegmentStore {
             clock: Arc::new(|| 0),
             threaded: false,
             index: None,
+            progress: Arc::default(),
         };
         Self::open(Arc::new(disk), options)
     }
 
     /// Opens the store on a disk, or begins one. What is damaged is no error: see [`SegmentStore::found`].
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, StoreError> {
-        let opened = recovery::open(&disk, options.fresh, options.index.as_deref())?;
+        let opened = recovery::open(&disk, options.fresh, options.index.as_deref(), &options.progress)?;
         tracing::info!(
             segments = opened.found.segments,
             indexed = opened.found.indexed,

@@ -27,7 +27,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-use self::lanes::{in_lanes, median};
+use self::lanes::in_lanes;
+pub(super) use self::lanes::median;
 use self::stripes::Stripes;
 use super::load::{plain, scheme};
 use super::{Effort, Figure, Goal};
@@ -68,6 +69,7 @@ fn open(folder: &Path) -> Result<SegmentStore> {
         clock: Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)),
         threaded: true,
         index: Some(folder.join(INDEX_FOLDER)),
+        progress: Arc::default(),
     };
     Ok(SegmentStore::open(disk, options)?)
 }

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
@@ -91,6 +92,31 @@ pub enum Unusable {
     /// The disk does not give it.
     #[error("the disk does not give it: {0}")]
     Disk(#[from] io::Error),
+}
+
+/// How far a start has come, for others to see.
+#[derive(Debug, Default)]
+pub struct Progress {
+    segments: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Progress {
+    /// So many segments are to be read.
+    pub fn begin(&self, segments: u64) {
+        self.segments.store(segments, Ordering::Relaxed);
+    }
+
+    /// One more was read.
+    pub fn step(&self) {
+        self.read.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Segments that were read, and all that are to be; 0 before that is known.
+    #[must_use]
+    pub fn now(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.segments.load(Ordering::Relaxed))
+    }
 }
 
 /// What was found at the start.
@@ -402,7 +428,7 @@ pub struct Opened {
 /// Reads all segments of a disk. A store that is not there yet is named `fresh`. An error says that the disk does not
 /// list its files, or cannot be written; a damaged segment is none. `index` is the folder of the index, if there is to be
 /// one.
-pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::Result<Opened> {
+pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>, progress: &Progress) -> io::Result<Opened> {
     // What is listed is to last: a name that was removed and not synced may else come back.
     disk.sync_folder()?;
     let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|name| segment_number(name)).collect();
@@ -411,6 +437,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
     let (mut table, mut found) = (Table::default(), Found::default());
     let next_segment = numbers.last().map_or(1, |last| last + 1);
     let count = numbers.len();
+    progress.begin(count as u64);
     let mut empty = Vec::new();
     let mut doubted = None;
     let mut number = 0;
@@ -419,6 +446,7 @@ pub fn open(disk: &Arc<dyn Disk>, fresh: StoreId, index: Option<&Path>) -> io::R
             tracing::info!(segments = number, of = count, indexed = found.indexed, "reading the log");
         }
         number += 1;
+        progress.step();
         let name = segment_name(segment);
         let contents = match read {
             Ok(contents) => contents,

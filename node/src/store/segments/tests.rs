@@ -43,6 +43,7 @@ pub(super) fn options(segment_bytes: u64) -> Options {
         clock: Arc::new(|| 1_700_000_000_000),
         threaded: false,
         index: None,
+        progress: Arc::default(),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn in_lanes<T: Default>(
 }
 
 /// The median; of an even number, the greater of the two.
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
+pub(in crate::bench) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

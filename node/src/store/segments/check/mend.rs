@@ -58,6 +58,7 @@ pub fn mend(disk: &Arc<dyn Disk>, report: &Report, clock: Clock) -> Result<Mende
         clock,
         threaded: false,
         index: None,
+        progress: Arc::default(),
     };
     let store = SegmentStore::open(disk.clone(), options)?;
     let mut given_up = Vec::new();

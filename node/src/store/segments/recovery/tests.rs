@@ -137,7 +137,7 @@ fn a_newer_programs_segment_stays_as_it_is() {
     block[42..74].copy_from_slice(checksum.as_bytes());
     overwrite(&disk, 0, &block);
     let disk: Arc<dyn Disk> = Arc::new(disk);
-    let opened = open(&disk, STORE, None).unwrap();
+    let opened = open(&disk, STORE, None, &Progress::default()).unwrap();
     assert_eq!((opened.found.unusable.len(), opened.next_segment), (1, 2));
     assert!(disk.list().unwrap().contains(&segment_name(1)));
 }
