@@ -8,6 +8,7 @@ mod durable;
 pub mod error;
 mod fetch;
 pub mod file;
+mod group;
 pub mod home;
 mod intake;
 mod merging;
@@ -34,12 +35,13 @@ use rand::rngs::StdRng;
 
 pub use self::error::SessionError;
 pub use self::file::{FileReader, FileStream};
+pub use self::group::{Group, GroupError};
 pub use self::home::{Home, HomeError, VaultFolder};
 pub use self::progress::Progress;
 pub use self::reader::{Listing, Reader, Scan};
 pub use self::setup::Recovered;
 pub use self::state::{Freshness, Rollback, State};
-pub use self::writer::{CHECKPOINT_INTERVAL, Committed, Meta, Stored, Writer};
+pub use self::writer::{CHECKPOINT_INTERVAL, Committed, Meta, Preparing, Stored, Writer};
 
 use self::fetch::Fetcher;
 use crate::cluster::{Cluster, WallClock};

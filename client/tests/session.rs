@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use potluck::session::{CHECKPOINT_INTERVAL, Environment, Freshness, Meta, Progress, Session, SessionError, State};
+use potluck::session::{
+    CHECKPOINT_INTERVAL, Environment, Freshness, GroupError, Meta, Progress, Session, SessionError, State,
+};
 use potluck::vault::entry::{Entry, Kind};
 use potluck::vault::keyfile::{Cost, KeyfileError, Protection};
 use potluck::vault::path;
@@ -537,5 +539,56 @@ async fn rollbacks_are_told_and_restored_images_take_a_new_number() {
     assert_eq!(session.state().await.unwrap().rollback, None);
     commit("four").await;
     assert_eq!(everything(&session).await.len(), 4);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_puts_that_come_together_share_commits_and_each_is_kept_when_it_is_acknowledged() {
+    const PUTS: usize = 96;
+    let mut cluster = Cluster::of(3).await;
+    let (session, _) = cluster.vault("laptop", None).await;
+    let group = Arc::new(session.group().await.unwrap());
+    let bytes = |number: usize| noise(number as u64, 100 + 97 * number);
+    let mut puts = tokio::task::JoinSet::new();
+    for number in 0..PUTS {
+        let group = group.clone();
+        puts.spawn(async move { group.put(format!("a/{number}").into(), Meta::default(), bytes(number).into()).await });
+    }
+    while let Some(stored) = puts.join_next().await {
+        stored.unwrap().unwrap();
+    }
+    // What is acknowledged is there, also for another session, whatever becomes of the group.
+    let stored = everything(&session).await;
+    assert_eq!(stored.len(), PUTS);
+    assert!((0..PUTS).all(|number| stored[&format!("a/{number}")] == bytes(number)));
+    // A name that cannot be is refused alone, beside one that can.
+    let (wrong, right) = tokio::join!(
+        group.put("a/1/below".into(), Meta::default(), Bytes::from_static(b"wrong")),
+        group.put("b".into(), Meta::default(), Bytes::from_static(b"right")),
+    );
+    let wrong = wrong.unwrap_err();
+    assert!(matches!(&wrong, GroupError::Put(error) if matches!(**error, SessionError::WrongKind { .. })), "{wrong}");
+    right.unwrap();
+    let busy = session.writer().await.err().unwrap();
+    assert_eq!(busy.exit_code(), 7, "{busy}");
+    let group = Arc::into_inner(group).unwrap();
+    let committed = group.close().await.unwrap().unwrap();
+    assert_eq!(committed.files, PUTS as u64 + 1);
+    assert!(committed.stripes < PUTS as u64, "{committed:?}");
+    let state = session.state().await.unwrap();
+    assert_eq!(read(&session, &state, "b").await.unwrap(), b"right");
+
+    // Without a quorum nothing is acknowledged, and the group says that it is over.
+    let group = session.group().await.unwrap();
+    group.put("c".into(), Meta::default(), Bytes::from_static(b"kept")).await.unwrap();
+    cluster.kill(2).await;
+    cluster.kill(1).await;
+    cluster.know_the_dead(1).await;
+    let failed = group.put("d".into(), Meta::default(), Bytes::from_static(b"lost")).await.unwrap_err();
+    assert!(matches!(failed, GroupError::Put(_)), "{failed}");
+    let ended = group.put("e".into(), Meta::default(), Bytes::new()).await.unwrap_err();
+    assert!(matches!(ended, GroupError::Ended), "{ended}");
+    assert!(group.close().await.is_err());
+    session.close().await;
     cluster.end().await;
 }

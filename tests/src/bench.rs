@@ -10,6 +10,7 @@ mod putget;
 pub mod quic;
 mod repair;
 mod ring;
+mod small;
 pub mod store;
 
 use std::fmt::Write as _;
@@ -23,6 +24,7 @@ const BENCHES: &[Bench] = &[
     ("memory", memory::run),
     ("repair", repair::run),
     ("store", store::run),
+    ("small", small::run),
 ];
 
 /// How much work to put into a measurement.

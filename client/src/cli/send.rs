@@ -4,6 +4,7 @@
 //! rest is stored. Everything becomes visible at once, when the commit is acknowledged, except that a put of more than ten
 //! minutes commits the files that it has stored every ten minutes.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -26,7 +27,9 @@ use super::meter::Meter;
 use super::options::Options;
 use super::target::{self, Source};
 use super::{human, screen::Screen};
-use crate::session::{CHECKPOINT_INTERVAL, Committed, Meta, Progress, Reader, Session, SessionError, Writer};
+use crate::session::{
+    CHECKPOINT_INTERVAL, Committed, Meta, Preparing, Progress, Reader, Session, SessionError, Stored, Writer,
+};
 use crate::vault::entry::{Entry, Kind};
 use crate::vault::path;
 
@@ -102,8 +105,14 @@ pub(super) async fn put(context: &Context<'_>, put: Put) -> anyhow::Result<u8> {
     let mut meter = Meter::bytes(context.screen, "storing", total);
     meter.follow(&progress);
     let begun = Instant::now();
-    let mut upload =
-        Upload { put: &put, screen: context.screen, meter: &meter, progress: &progress, done: Done::default() };
+    let mut upload = Upload {
+        put: &put,
+        screen: context.screen,
+        meter: &meter,
+        progress: &progress,
+        done: Done::default(),
+        begun: VecDeque::new(),
+    };
     for errand in &errands {
         if errand.source == stdin {
             upload.file(&mut writer, errand.key.clone(), Meta::default(), standard_input()?).await?;
@@ -147,12 +156,27 @@ async fn errands(put: &Put, reader: &Reader) -> anyhow::Result<Vec<Errand>> {
     Ok(errands)
 }
 
+/// Small files that are read at once.
+const AHEAD: usize = 32;
+
+/// A file of a folder that is being read.
+struct Begun {
+    key: Bytes,
+    meta: Meta,
+    path: PathBuf,
+    /// It is in a folder that was named, not named itself.
+    inside: bool,
+    source: Preparing<File>,
+}
+
 struct Upload<'a> {
     put: &'a Put,
     screen: &'a Screen,
     meter: &'a Meter,
     progress: &'a Arc<Progress>,
     done: Done,
+    /// Files that are being read, in order.
+    begun: VecDeque<Begun>,
 }
 
 impl Upload<'_> {
@@ -162,19 +186,44 @@ impl Upload<'_> {
                 Ok(found) => {
                     let key = target::join(&errand.key, &found.relative);
                     let (inside, path) = (!found.relative.is_empty(), found.path.clone());
-                    match self.found(writer, found, key).await {
-                        // What was named itself is an error; of a folder the rest is stored.
-                        Err(error @ SessionError::WrongKind { .. }) if inside => {
-                            self.leave_out(&format!("{}: in the vault {error}", path.display()));
-                        }
-                        other => other?,
-                    }
+                    let done = self.found(writer, found, key).await;
+                    self.settle(done, inside, &path)?;
                 }
                 Err(unreadable) => self.leave_out(&unreadable.to_string()),
             }
+            while self.begun.len() >= AHEAD {
+                self.store_next(writer).await?;
+            }
+            self.checkpoint(writer).await?;
+        }
+        while !self.begun.is_empty() {
+            self.store_next(writer).await?;
             self.checkpoint(writer).await?;
         }
         Ok(())
+    }
+
+    /// What was named itself is an error; of a folder the rest is stored.
+    fn settle(&mut self, done: Result<(), SessionError>, inside: bool, path: &Path) -> Result<(), SessionError> {
+        match done {
+            Err(error @ SessionError::WrongKind { .. }) if inside => {
+                self.leave_out(&format!("{}: in the vault {error}", path.display()));
+                Ok(())
+            }
+            Err(SessionError::Source(error)) => {
+                self.leave_out(&format!("{}: {error}", path.display()));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Stores the file that was begun first.
+    async fn store_next(&mut self, writer: &mut Writer) -> Result<(), SessionError> {
+        let Some(Begun { key, meta, path, inside, source }) = self.begun.pop_front() else { return Ok(()) };
+        let stored = writer.put_prepared(key, meta, source, self.progress).await;
+        let done = stored.map(|stored| self.count(&stored));
+        self.settle(done, inside, &path)
     }
 
     /// Commits what a long put has stored so far. That this cannot be now is no reason to give up: the next one may do.
@@ -227,11 +276,8 @@ impl Upload<'_> {
         }
         match File::open(&found.path) {
             Ok(file) => {
-                let stored = self.file(writer, key, meta, file).await;
-                match stored {
-                    Err(SessionError::Source(error)) => self.leave_out(&format!("{}: {error}", found.path.display())),
-                    other => other?,
-                }
+                let (inside, source) = (!found.relative.is_empty(), writer.prepare(file));
+                self.begun.push_back(Begun { key, meta, path: found.path, inside, source });
             }
             Err(error) => self.leave_out(&format!("{}: {error}", found.path.display())),
         }
@@ -246,9 +292,13 @@ impl Upload<'_> {
         source: impl Read + Send + 'static,
     ) -> Result<(), SessionError> {
         let stored = writer.put_file(key, meta, source, self.progress).await?;
+        self.count(&stored);
+        Ok(())
+    }
+
+    fn count(&mut self, stored: &Stored) {
         self.done.files += 1;
         self.done.bytes += stored.size;
-        Ok(())
     }
 
     fn leave_out(&mut self, why: &str) {

@@ -1,5 +1,6 @@
 //! What reads leave behind for the next ones: headers, who held what, who held damage, and recent blocks. All bounded.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use potluck_proto::id::{NodeId, StripeId};
 use potluck_proto::stripe::{Scheme, SignedHeader};
+use tokio::sync::watch;
 
 /// Most headers looked for at once.
 const TURNS: usize = 64;
@@ -72,6 +74,8 @@ pub(super) struct Cache {
     blocks: Mutex<Lru<BlockKey, Bytes>>,
     /// The scheme of the last header that came: a guess at that of the next.
     scheme: Mutex<Option<Scheme>>,
+    /// Reads of blocks that are under way; each ends with its flight.
+    flights: Mutex<HashMap<BlockKey, watch::Receiver<()>>>,
     /// Locks shared by the stripes whose ids begin alike.
     turns: Vec<tokio::sync::Mutex<()>>,
 }
@@ -83,6 +87,7 @@ impl Cache {
             stripes: Mutex::new(Lru::new(stripes)),
             blocks: Mutex::new(Lru::new(bytes)),
             scheme: Mutex::new(None),
+            flights: Mutex::default(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::new(())).collect(),
         }
     }
@@ -123,6 +128,28 @@ impl Cache {
         *self.scheme.lock().unwrap_or_else(PoisonError::into_inner) = Some(scheme);
     }
 
+    /// To be held by whoever reads a block that is not kept. `None` after somebody else's read of it has ended, however it
+    /// did: it is kept now, or everyone is to try for himself.
+    pub(super) async fn flight(&self, stripe: StripeId, index: usize, block: u64) -> Option<Flight<'_>> {
+        let key = (stripe, index, block);
+        let other = match self.flights().entry(key) {
+            Entry::Occupied(other) => other.get().clone(),
+            Entry::Vacant(place) => {
+                let (ends, ended) = watch::channel(());
+                place.insert(ended);
+                return Some(Flight { cache: self, key, _ends: ends });
+            }
+        };
+        let mut other = other;
+        // Nothing is ever sent: it ends.
+        let _ = other.changed().await;
+        None
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<BlockKey, watch::Receiver<()>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A block of a shard that was read and checked before.
     pub(super) fn block(&self, stripe: StripeId, index: usize, block: u64) -> Option<Bytes> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,9 +163,35 @@ impl Cache {
     }
 }
 
+/// A read of a block that others wait for.
+pub(super) struct Flight<'a> {
+    cache: &'a Cache,
+    key: BlockKey,
+    _ends: watch::Sender<()>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.cache.flights().remove(&self.key);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_reads_a_block_and_the_others_wait_for_him() {
+        let (cache, stripe) = (Cache::new(1, 1), StripeId([1; 32]));
+        let first = cache.flight(stripe, 0, 7).await;
+        assert!(first.is_some() && cache.flight(stripe, 0, 8).await.is_some());
+        let second = cache.flight(stripe, 0, 7);
+        tokio::pin!(second);
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(second.await.is_none());
+        assert!(cache.flight(stripe, 0, 7).await.is_some() && cache.flights().is_empty());
+    }
 
     #[test]
     fn the_oldest_goes_first_and_the_limit_holds() {

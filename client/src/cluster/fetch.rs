@@ -151,7 +151,16 @@ impl Cluster {
             .iter()
             .map(|(index, part)| (*index, widen(part.start, part.end - part.start, u64::from(header.shard_len))))
             .collect();
-        let pieces = match self.cached(stripe, &wanted) {
+        let (mut cached, mut _flight) = (self.cached(stripe, &wanted), None);
+        if cached.is_none()
+            && let Some((&index, range)) = wanted.first_key_value()
+            && range.end - range.start <= CACHED_RANGE
+        {
+            // Many small pieces lie in one block: it is fetched once, however many ask for them.
+            _flight = self.cache.flight(stripe, index, range.start / BLOCK_LEN as u64).await;
+            cached = self.cached(stripe, &wanted);
+        }
+        let pieces = match cached {
             Some(pieces) => pieces,
             None => {
                 let lengths = || wanted.values().map(|range| range.end - range.start);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use potluck_proto::head::{Head, SignedHead, VersionVector};
 use potluck_proto::id::VaultId;
 use rand::{Rng, RngExt};
+use tokio::time::Instant;
 
 use super::home::Counter;
 use super::merging;
@@ -26,6 +27,13 @@ const ATTEMPTS: u32 = 8;
 /// Longest wait before the second try; it grows with each.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Time between two writes of what this device has seen, while it commits again and again.
+const REMEMBER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long it is taken for granted that nobody else has written: what others write in this time is merged by whoever reads
+/// or commits next, as what they write during a commit is.
+const FRESH: Duration = Duration::from_secs(1);
+
 impl Writer {
     /// Commits: all changes are visible to everyone when this returns. Says what this writer's commits came to, its
     /// checkpoints included.
@@ -33,6 +41,7 @@ impl Writer {
     /// After an error nothing is visible, save for [`SessionError::Head`]: then the new state may yet come up, whole.
     pub async fn commit(mut self) -> Result<Committed, SessionError> {
         let last = self.commit_so_far(&Progress::default()).await?;
+        self.write_down()?;
         Ok(last.after(self.before.take()))
     }
 
@@ -46,26 +55,35 @@ impl Writer {
 
     async fn commit_so_far(&mut self, progress: &Progress) -> Result<Committed, SessionError> {
         self.fold().await?;
-        // Data first, without holding the others up.
-        self.upload.flush(progress).await?;
-        let mut newest = self.session.read_heads().await?;
+        if !self.upload.is_little() {
+            // Data first, without holding the others up.
+            self.upload.flush(progress).await?;
+        }
+        let heard = self.heard.take().is_some_and(|heard| heard.elapsed() < FRESH);
+        let mut newest = if heard { None } else { Some(self.session.read_heads().await?) };
         for attempt in 1..=ATTEMPTS {
-            self.take_in(&newest).await?;
+            if let Some(newest) = &newest {
+                self.take_in(newest).await?;
+            }
             if !self.dirty {
                 return Ok(self.result(0, true));
             }
             match self.attempt(progress).await? {
-                Ok(concurrent) => return Ok(self.result(concurrent, false)),
+                Ok(concurrent) => {
+                    self.heard = (concurrent == 0).then(Instant::now);
+                    return Ok(self.result(concurrent, false));
+                }
                 Err(theirs) => {
                     let most = PAUSE * attempt;
                     let pause = self.session.inner.with_rng(|rng| rng.random_range(Duration::ZERO..most));
                     tokio::time::sleep(pause).await;
-                    newest = self.session.read_heads().await?;
+                    let mut heads = self.session.read_heads().await?;
                     for head in theirs {
-                        if !newest.heads.iter().any(|have| have.id() == head.id()) && self.ours(&head) {
-                            newest.heads.push(head);
+                        if !heads.heads.iter().any(|have| have.id() == head.id()) && self.ours(&head) {
+                            heads.heads.push(head);
                         }
                     }
+                    newest = Some(heads);
                 }
             }
         }
@@ -126,8 +144,10 @@ impl Writer {
             root: sealed,
         };
         let head = head.sign(&inner.secrets.device);
-        // From here on the counter is used, whatever happens.
-        inner.folder.set_counter(&Counter { clean: false, ..counter })?;
+        // From here on the counter is used, whatever happens. After a checkpoint of this writer that is written down already.
+        if self.acknowledged.take().is_none() {
+            inner.folder.set_counter(&Counter { clean: false, ..counter })?;
+        }
         let concurrent = match inner.cluster.write_head(&head).await {
             Ok(written) => written.concurrent.iter().filter(|other| other.id() != head.id()).count(),
             // Someone has merged what we wrote before we heard that it was written.
@@ -136,7 +156,7 @@ impl Writer {
             Err(error) => return Err(SessionError::Head(error)),
         };
         // Only now: what too few replicas took may yet come up, and others may build upon it.
-        inner.folder.set_counter(&Counter { clean: true, ..counter })?;
+        self.acknowledged = Some(Counter { clean: true, ..counter });
         self.committed(&head, root, vector, commit)?;
         Ok(Ok(concurrent))
     }
@@ -144,8 +164,28 @@ impl Writer {
     /// The counter of the next head.
     fn next_counter(&self) -> Result<Counter, SessionError> {
         let inner = &self.session.inner;
-        let kept = inner.folder.counter()?;
+        let kept = match self.acknowledged {
+            Some(counter) => Some(counter),
+            None => inner.folder.counter()?,
+        };
         Ok(counter_after(kept, &self.joined.vector, || inner.with_rng(Rng::next_u64)))
+    }
+
+    /// Writes down what this device has seen.
+    fn remember(&mut self) -> Result<(), SessionError> {
+        let Some((vector, time_ms)) = self.seen.take() else { return Ok(()) };
+        self.remembered = Some(Instant::now());
+        self.session.remember_vector(&vector, time_ms)
+    }
+
+    /// Writes down what checkpoints leave to the end: what was seen, and that all that was sent under the counter was
+    /// acknowledged. A device that lacks the second takes a new number.
+    fn write_down(&mut self) -> Result<(), SessionError> {
+        self.remember()?;
+        if let Some(counter) = self.acknowledged.take() {
+            self.session.inner.folder.set_counter(&counter)?;
+        }
+        Ok(())
     }
 
     /// Our trees lie in stripes that are on disks now: their roots name them from here on.
@@ -170,7 +210,10 @@ impl Writer {
         vector: VersionVector,
         commit: Commit,
     ) -> Result<(), SessionError> {
-        self.session.remember_vector(&vector, commit.time_ms)?;
+        self.seen = Some((vector.clone(), commit.time_ms));
+        if self.remembered.is_none_or(|at| at.elapsed() >= REMEMBER_INTERVAL) {
+            self.remember()?;
+        }
         let parent = crate::vault::commit::Parent { head: head.id(), commit: root };
         self.joined.parents = vec![(parent, vector.clone())];
         self.base.vector = vector.clone();
@@ -211,6 +254,14 @@ impl Writer {
             concurrent,
             conflicts: std::mem::take(&mut self.joined.conflicts),
             unchanged,
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(error) = self.write_down() {
+            tracing::warn!(%error, "what was committed last is not written down on this machine");
         }
     }
 }

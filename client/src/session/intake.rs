@@ -45,10 +45,18 @@ pub(super) struct Intake<R> {
     source: R,
     chunker: Chunker,
     keys: VaultKeys,
-    /// `None` once the source has ended.
-    buffer: Option<Buffer>,
-    /// Bytes in the buffer, which begins behind a cut.
+    held: Held,
+    /// Bytes that are held, from behind a cut on.
     filled: usize,
+}
+
+/// What was read and is in no part yet.
+enum Held {
+    /// The source's beginning: many sources may be begun at once, and none has a buffer before its turn.
+    Head(Vec<u8>),
+    Buffer(Buffer),
+    /// The source has ended.
+    Nothing,
 }
 
 /// A part of a source.
@@ -68,11 +76,9 @@ pub(super) fn begin<R: Read>(mut source: R, keys: &VaultKeys) -> io::Result<Begu
     if head.len() <= CHUNK_MIN {
         return Ok(Begun::Whole(head));
     }
-    let mut buffer = POOL.take(BUFFER);
-    buffer[..head.len()].copy_from_slice(&head);
     let chunker = Chunker::new(keys.chunking_seed());
-    let intake = Intake { source, chunker, keys: keys.clone(), buffer: Some(buffer), filled: head.len() };
-    Ok(Begun::More(Box::new(intake)))
+    let filled = head.len();
+    Ok(Begun::More(Box::new(Intake { source, chunker, keys: keys.clone(), held: Held::Head(head), filled })))
 }
 
 impl<R: Read> Intake<R> {
@@ -83,7 +89,15 @@ impl<R: Read> Intake<R> {
 
     /// Reads until the buffer is full or the source ends. After the last part there are only empty ones.
     pub(super) fn next(&mut self) -> io::Result<Part> {
-        let Some(mut buffer) = self.buffer.take() else { return Ok(Part { last: true, ..Part::default() }) };
+        let mut buffer = match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Head(head) => {
+                let mut buffer = POOL.take(BUFFER);
+                buffer[..head.len()].copy_from_slice(&head);
+                buffer
+            }
+            Held::Buffer(buffer) => buffer,
+            Held::Nothing => return Ok(Part { last: true, ..Part::default() }),
+        };
         let (mut cuts, mut from, mut read, mut last) = (Vec::new(), 0, 0, false);
         while !last && self.filled < BUFFER {
             let room = self.filled..(self.filled + STEP).min(BUFFER);
@@ -102,7 +116,7 @@ impl<R: Read> Intake<R> {
             let mut next = POOL.take(BUFFER);
             next[..behind.len()].copy_from_slice(behind);
             self.filled = behind.len();
-            self.buffer = Some(next);
+            self.held = Held::Buffer(next);
         }
         let chunks = if from < BUFFER / 2 {
             let copied =

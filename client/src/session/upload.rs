@@ -11,15 +11,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use potluck_proto::id::{ChunkId, StripeId};
 use potluck_proto::stripe::{DATA_LIMIT, Scheme, padded_len, shard_len};
+use potluck_proto::transport::Executor;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::intake::{self, Begun, Named};
+use super::intake::{self, Begun, Intake, Named};
 use super::writer::Stored;
 use super::{Inner, Progress, SessionError};
 use crate::cluster::Placed;
 use crate::vault::content::{ContentBuilder, Piece, Pieces, inline_file};
-use crate::vault::entry::{ChunkRef, Content, Entry, INLINE_LIMIT, Kind};
+use crate::vault::entry::{ChunkRef, Content, Entry, Kind};
 use crate::vault::keys::VaultKeys;
 use crate::vault::pack::{self, OpenStripe, Packer, Placed as Packed};
 use crate::vault::pointer::{PendingPointer, Pointer, StripeRef, Unsealed};
@@ -43,6 +44,9 @@ const KNOWN: usize = 1 << 16;
 
 /// Chunks of a file's older version that are looked up to be recognised.
 const KNOWN_OF_OLD: usize = 1 << 13;
+
+/// Bytes that are not sent before the tree is made, but together with it: one round trip less.
+const LITTLE: usize = 1 << 20;
 
 /// Sealers kept for the next use.
 const SEALERS: usize = 8;
@@ -109,7 +113,7 @@ struct Sealers {
 }
 
 /// A chunk after sealing.
-enum Sealed {
+pub(super) enum Sealed {
     /// It lies somewhere already.
     Known(ChunkRef),
     New(ReadyChunk),
@@ -126,6 +130,21 @@ impl Sealers {
         if known.len() < KNOWN {
             known.insert(chunk.id, (chunk.pointer, chunk.size));
         }
+    }
+
+    /// Reads a source's beginning, and seals it if it is a single chunk.
+    fn prepare<R: Read>(&self, source: R) -> Result<Prepared<R>, SessionError> {
+        let bytes = match intake::begin(source, &self.keys).map_err(SessionError::Source)? {
+            Begun::More(intake) => return Ok(Prepared::Longer(intake)),
+            Begun::Whole(bytes) => bytes,
+        };
+        if let Some(entry) = inline_file(&bytes) {
+            return Ok(Prepared::Inline(entry));
+        }
+        let (id, length) = (seal::chunk_id(&self.keys, &bytes), bytes.len());
+        let sealed = self.seal(vec![Named { id, plain: bytes.into() }]).map_err(VaultError::from)?;
+        let none = || SessionError::Internal("a chunk was lost on its way".into());
+        Ok(Prepared::Single(sealed.into_iter().next().ok_or_else(none)?, length))
     }
 
     fn seal(&self, chunks: Vec<Named>) -> Result<Vec<Sealed>, SealError> {
@@ -178,6 +197,30 @@ pub(super) struct Upload {
     reported: u64,
 }
 
+/// A source whose beginning was read.
+pub(super) enum Prepared<R> {
+    /// So short that it lives in its entry.
+    Inline(Entry),
+    /// A single chunk, as the chunker would find: it ends here, and is too short to be cut. With its length.
+    Single(Sealed, usize),
+    /// There is more.
+    Longer(Box<Intake<R>>),
+}
+
+/// Begins to read files, several at once.
+#[derive(Clone)]
+pub(super) struct Preparer {
+    executor: Executor,
+    sealers: Arc<Sealers>,
+}
+
+impl Preparer {
+    /// Reads a source's beginning on the executor, and seals a source that is a single chunk.
+    pub(super) async fn prepare<R: Read + Send + 'static>(self, source: R) -> Result<Prepared<R>, SessionError> {
+        self.executor.run(move || self.sealers.prepare(source)).await?
+    }
+}
+
 /// A piece of work on its way through the sealers.
 type Sealing = JoinHandle<Result<Vec<Sealed>, SessionError>>;
 
@@ -201,42 +244,42 @@ impl Upload {
         })
     }
 
+    /// What begins to read files.
+    pub(super) fn preparer(&self) -> Preparer {
+        Preparer { executor: self.inner.executor.clone(), sealers: self.sealers.clone() }
+    }
+
     /// Uploads a file; what is known of its older version is not uploaded again.
-    pub(super) async fn file(
+    pub(super) async fn file<R: Read + Send + 'static>(
         &mut self,
-        source: impl Read + Send + 'static,
+        source: Prepared<R>,
         old: Option<&Entry>,
         progress: &Progress,
     ) -> Result<(Entry, Stored), SessionError> {
-        let keys = self.inner.keys.clone();
-        let begun =
-            self.inner.executor.run(move || intake::begin(source, &keys)).await?.map_err(SessionError::Source)?;
-        let head = match &begun {
-            Begun::Whole(bytes) => bytes.len(),
-            Begun::More(intake) => intake.ahead(),
+        let head = match &source {
+            Prepared::Inline(entry) => entry.size as usize,
+            Prepared::Single(_, length) => *length,
+            Prepared::Longer(intake) => intake.ahead(),
         };
         Progress::add(&progress.bytes_read, head as u64);
-        if let Begun::Whole(bytes) = &begun
-            && bytes.len() <= INLINE_LIMIT
-            && let Some(entry) = inline_file(bytes)
-        {
-            let (size, new_bytes) = (entry.size, entry.size);
-            Progress::add(&progress.bytes_new, new_bytes);
-            return Ok((entry, Stored { size, chunks: 0, new_bytes }));
-        }
-        if let Some(old) = old {
+        if let (Some(old), false) = (old, matches!(source, Prepared::Inline(_))) {
             self.recognise(old).await?;
         }
         let mut file = ContentBuilder::new();
         let mut stored = Stored { size: 0, chunks: 0, new_bytes: 0 };
         let mut sealing: VecDeque<Sealing> = VecDeque::new();
-        match begun {
-            // A single chunk, as the chunker would find: it ends here, and is too short to be cut.
-            Begun::Whole(bytes) => {
-                let id = seal::chunk_id(&self.inner.keys, &bytes);
-                sealing.push_back(self.begin_sealing(vec![Named { id, plain: bytes.into() }]));
+        match source {
+            Prepared::Inline(entry) => {
+                (stored.size, stored.new_bytes) = (entry.size, entry.size);
+                Progress::add(&progress.bytes_new, entry.size);
+                return Ok((entry, stored));
             }
-            Begun::More(mut intake) => loop {
+            Prepared::Single(chunk, _) => {
+                let chunk = self.pack_new(chunk, &mut stored, progress).await?;
+                file.push_ref(self, chunk).await?;
+                self.report(progress);
+            }
+            Prepared::Longer(mut intake) => loop {
                 let next = move || {
                     let part = intake.next();
                     (intake, part)
@@ -304,24 +347,33 @@ impl Upload {
         let Some(next) = sealing.pop_front() else { return Ok(()) };
         let sealed = next.await.map_err(|error| SessionError::Internal(error.to_string()))??;
         for chunk in sealed {
-            stored.chunks += 1;
-            let chunk = match chunk {
-                Sealed::Known(known) => known,
-                // An equal chunk may have been packed since this one was sealed.
-                Sealed::New(new) => match self.sealers.known(&new.id) {
-                    Some(known) => known,
-                    None => {
-                        stored.new_bytes += u64::from(new.plain_len);
-                        Progress::add(&progress.bytes_new, new.plain_len.into());
-                        Progress::add(&progress.bytes_stored, new.stored_len() as u64);
-                        self.pack(&new).await?
-                    }
-                },
-            };
+            let chunk = self.pack_new(chunk, stored, progress).await?;
             file.push_ref(self, chunk).await?;
         }
         self.report(progress);
         Ok(())
+    }
+
+    /// Packs a chunk, unless it lies somewhere already.
+    async fn pack_new(
+        &mut self,
+        chunk: Sealed,
+        stored: &mut Stored,
+        progress: &Progress,
+    ) -> Result<ChunkRef, SessionError> {
+        stored.chunks += 1;
+        let new = match chunk {
+            Sealed::Known(known) => return Ok(known),
+            Sealed::New(new) => new,
+        };
+        // An equal chunk may have been packed since this one was sealed.
+        if let Some(known) = self.sealers.known(&new.id) {
+            return Ok(known);
+        }
+        stored.new_bytes += u64::from(new.plain_len);
+        Progress::add(&progress.bytes_new, new.plain_len.into());
+        Progress::add(&progress.bytes_stored, new.stored_len() as u64);
+        self.pack(&new).await
     }
 
     async fn pack(&mut self, chunk: &ReadyChunk) -> Result<ChunkRef, SessionError> {
@@ -388,6 +440,11 @@ impl Upload {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether so little was packed and not sent that it may as well go with the tree.
+    pub(super) fn is_little(&self) -> bool {
+        self.board.fates().pending == 0 && self.packer.open_len() <= LITTLE
     }
 
     /// How stripes are coded.

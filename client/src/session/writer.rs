@@ -8,14 +8,16 @@ use std::io::Read;
 use std::time::Duration;
 
 use bytes::Bytes;
+use potluck_proto::head::VersionVector;
 use potluck_proto::scheme;
 use potluck_proto::stripe::Scheme;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::home::WriterLock;
+use super::home::{Counter, WriterLock};
 use super::merging::{self, Joined};
 use super::state::Heads;
-use super::upload::Upload;
+use super::upload::{Prepared, Preparer, Upload};
 use super::{HomeError, Progress, Session, SessionError, State};
 use crate::cluster::Stale;
 use crate::vault::entry::Entry;
@@ -45,6 +47,15 @@ pub struct Meta {
     pub mode: u32,
     /// Last modification, nanoseconds since 1970; 0 where unknown.
     pub mtime_ns: i64,
+}
+
+/// A file that is being read: see [`Writer::prepare`].
+pub struct Preparing<R>(JoinHandle<Result<Prepared<R>, SessionError>>);
+
+impl Preparer {
+    pub(super) fn begin<R: Read + Send + 'static>(&self, source: R) -> Preparing<R> {
+        Preparing(tokio::spawn(self.clone().prepare(source)))
+    }
 }
 
 /// A file that was uploaded, to be committed.
@@ -113,6 +124,13 @@ pub struct Writer {
     pub(super) open_dir: Bytes,
     /// What the checkpoints so far came to.
     pub(super) before: Option<Committed>,
+    /// The counter of the last commit, if that was acknowledged and this is not written down yet.
+    pub(super) acknowledged: Option<Counter>,
+    /// What was seen since that was written down last, and when that was.
+    pub(super) seen: Option<(VersionVector, u64)>,
+    pub(super) remembered: Option<Instant>,
+    /// When a quorum was heard last, if nobody else was writing then.
+    pub(super) heard: Option<Instant>,
     /// When this writer began, or when a checkpoint was tried last.
     checked: Instant,
     pub(super) upload: Upload,
@@ -150,6 +168,10 @@ impl Session {
             changes: BTreeMap::new(),
             open_dir: Bytes::new(),
             before: None,
+            acknowledged: None,
+            seen: None,
+            remembered: None,
+            heard: heads.stale.is_none().then(Instant::now),
             checked: Instant::now(),
             upload,
         })
@@ -233,11 +255,42 @@ impl Writer {
         source: impl Read + Send + 'static,
         progress: &Progress,
     ) -> Result<Stored, SessionError> {
-        path::check_key(&key)?;
-        if key.ends_with(b"/") {
-            return Err(SessionError::WrongKind { path: lossy(&key), is: "a directory's name, not a file's" });
-        }
-        let old = self.place_for(&key).await?;
+        let old = self.place_for_file(&key).await?;
+        let source = self.upload.preparer().prepare(source).await?;
+        self.put_at(key, meta, old, source, progress).await
+    }
+
+    /// Begins to read a file on the executor, for [`Writer::put_prepared`]: of many small ones some dozen may be begun at
+    /// once, each of which holds up to 256 KiB.
+    pub fn prepare<R: Read + Send + 'static>(&self, source: R) -> Preparing<R> {
+        self.preparer().begin(source)
+    }
+
+    pub(super) fn preparer(&self) -> Preparer {
+        self.upload.preparer()
+    }
+
+    /// As [`Writer::put_file`], of a file that was begun before.
+    pub async fn put_prepared<R: Read + Send + 'static>(
+        &mut self,
+        key: Bytes,
+        meta: Meta,
+        source: Preparing<R>,
+        progress: &Progress,
+    ) -> Result<Stored, SessionError> {
+        let old = self.place_for_file(&key).await?;
+        let source = source.0.await.map_err(|error| SessionError::Internal(error.to_string()))??;
+        self.put_at(key, meta, old, source, progress).await
+    }
+
+    async fn put_at<R: Read + Send + 'static>(
+        &mut self,
+        key: Bytes,
+        meta: Meta,
+        old: Option<Entry>,
+        source: Prepared<R>,
+        progress: &Progress,
+    ) -> Result<Stored, SessionError> {
         let (mut entry, stored) = self.upload.file(source, old.as_ref(), progress).await?;
         (entry.mode, entry.mtime_ns) = (meta.mode, meta.mtime_ns);
         self.change(key, Some(entry)).await?;
@@ -250,6 +303,15 @@ impl Writer {
         path::check_key(&key)?;
         self.place_for(&key).await?;
         self.change(key, Some(entry)).await
+    }
+
+    /// As [`Writer::place_for`], of a file's key.
+    async fn place_for_file(&self, key: &Bytes) -> Result<Option<Entry>, SessionError> {
+        path::check_key(key)?;
+        if key.ends_with(b"/") {
+            return Err(SessionError::WrongKind { path: lossy(key), is: "a directory's name, not a file's" });
+        }
+        self.place_for(key).await
     }
 
     /// What is at `key`, if there may be something: a name is a file's or a directory's, never both.
