@@ -22,7 +22,7 @@ use potluck_proto::transport::{CallError, Endpoint, Limits, Peer};
 use potluck_proto::wire::{self, admin, reply, request};
 use rand::SeedableRng;
 
-use crate::config::human::{ByteSize, Span, rough};
+use crate::config::human::{ByteSize, Span, many, rough};
 use crate::config::{Config, ConfigArgs, FILE_NAME, LogFormat, Settings};
 use crate::gate::OperatorGate;
 use crate::join::{Wish, join, why};
@@ -404,13 +404,23 @@ async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     row("shards", status.shards.to_string());
     if let Some(store) = &status.store {
         let share = store.live as f64 * 100.0 / store.bytes.max(1) as f64;
-        row("log", format!("{} segments, {}, {share:.0} % in use", store.segments, rough(store.bytes)));
+        row(
+            "log",
+            format!("{}, {}, {share:.0} % in use", many(store.segments, "segment", "segments"), rough(store.bytes)),
+        );
         if store.failures > 0 {
-            row("DISK", format!("{} segments ended by failed writes: look at this node's disk", store.failures));
+            row(
+                "DISK",
+                format!(
+                    "{} ended by failed writes: look at this node's disk",
+                    many(store.failures, "segment", "segments")
+                ),
+            );
         }
         if store.gaps + store.unusable > 0 {
             let parts = store.gaps + store.unusable;
-            row("gaps", format!("{parts} parts of the log could not be read: stop the node, then 'potluck node fsck'"));
+            let parts = many(parts, "part", "parts");
+            row("gaps", format!("{parts} of the log could not be read: stop the node, then 'potluck node fsck'"));
         }
     }
     let stripes = [

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::DONE;
-use crate::config::human::rough;
+use crate::config::human::{many, rough};
 use crate::store::segments::check::{self, Depth, Report, State, reserve};
 use crate::store::segments::disk::{Disk, FolderDisk, INDEX_FOLDER, STORE_FOLDER, Space};
 use crate::store::segments::format::Kind;
@@ -154,9 +154,10 @@ impl Stats {
         row("files", rough(files));
         row("of use", format!("{} of {} written, {} %", rough(live), rough(bytes), percent(live, bytes)));
         row("shards", format!("{} wanted, {}", usage.shards, rough(usage.live)));
-        row("trash", format!("{} shards, {}", self.report.trashed(), rough(usage.trash)));
+        row("trash", format!("{}, {}", many(self.report.trashed(), "shard", "shards"), rough(usage.trash)));
         for (name, kind) in FACTS {
-            row(name, format!("{}, from {} records", self.facts(kind), self.records(kind)));
+            let records = many(self.records(kind), "record", "records");
+            row(name, format!("{}, from {records}", self.facts(kind)));
         }
         let kinds = RECORDS.iter().map(|(name, kind)| format!("{} {name}", self.records(*kind)));
         row("records", kinds.collect::<Vec<_>>().join(", "));

@@ -168,6 +168,12 @@ pub fn rough(bytes: u64) -> String {
     format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
 }
 
+/// A number of things: `1 segment`, `2 segments`.
+#[must_use]
+pub fn many(count: u64, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
 /// A TOML value that stands for a size: an integer is bytes.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a size such as \"500GB\", or a whole number of bytes")]

@@ -9,7 +9,7 @@ use potluck_proto::id::StripeId;
 use serde_json::{Value, json};
 
 use super::Done;
-use crate::config::human::rough;
+use crate::config::human::{many, rough};
 use crate::store::segments::check::{Part, Report, SegmentReport, Standing, State, StoreFile, What};
 use crate::store::segments::format::Kind;
 
@@ -61,10 +61,6 @@ impl Counts {
         }
         counts
     }
-}
-
-fn many(count: u64, one: &str, more: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 /// What was found, line by line, and what it means.
