@@ -12,6 +12,7 @@ mod repair;
 mod ring;
 mod small;
 pub mod store;
+mod wan;
 
 use std::fmt::Write as _;
 
@@ -25,6 +26,7 @@ const BENCHES: &[Bench] = &[
     ("repair", repair::run),
     ("store", store::run),
     ("small", small::run),
+    ("wan", wan::run),
 ];
 
 /// How much work to put into a measurement.

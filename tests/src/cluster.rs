@@ -3,9 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use potluck::session::{Environment, Home, VaultFolder};
 use potluck_node::config::human::{ByteSize, Span};
 use potluck_node::config::{Config, HttpAddress, Settings};
 use potluck_node::gate::OperatorGate;
@@ -72,6 +74,16 @@ impl Slot {
 
 fn open(disk: &FaultyDisk) -> anyhow::Result<Arc<SegmentStore>> {
     Ok(Arc::new(SegmentStore::simulated(disk.clone(), CAPACITY)?))
+}
+
+/// A client's machine on the network of a cluster.
+pub struct Device {
+    /// What its sessions use.
+    pub environment: Environment,
+    /// Its vault's folder.
+    pub folder: VaultFolder,
+    /// Where its sessions are, each at one of them.
+    pub ips: Vec<IpAddr>,
 }
 
 /// Nodes on a simulated network.
@@ -365,6 +377,23 @@ impl SimCluster {
                 limits,
             )
         })
+    }
+
+    /// A client's machine, of which the sessions' keys come from this number.
+    pub fn device(&mut self, number: u64) -> anyhow::Result<Device> {
+        /// A session binds anew for each key that it speaks with; on one address the second would find the first.
+        const ADDRESSES: usize = 4;
+        let ips: Vec<IpAddr> = (0..ADDRESSES).map(|_| self.new_ip()).collect();
+        let binds: Vec<Bind> = ips.iter().map(|ip| self.bind(*ip)).collect();
+        let next = Arc::new(AtomicUsize::new(0));
+        let bind: potluck::session::Bind = Arc::new(move |key, gate, limits| {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            (binds[turn % ADDRESSES])(key, gate, limits)
+        });
+        let (clock, seed) = (self.clock(), Some(self.seed + number));
+        let environment = Environment { bind, executor: Executor::inline(), clock, seed };
+        let folder = Home::at(self.new_folder()?).vault("default")?;
+        Ok(Device { environment, folder, ips })
     }
 
     /// An address that nobody has had.

@@ -4,15 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
-use std::sync::Arc;
 use std::time::Duration;
 
-use potluck::session::{Environment, Freshness, Home, Meta, Progress, Session, VaultFolder};
+use potluck::session::{Environment, Freshness, Meta, Progress, Session, VaultFolder};
 use potluck::vault::keyfile::Protection;
 use potluck::vault::path;
 use potluck_proto::stripe::Scheme;
-use potluck_proto::transport::Executor;
-use potluck_tests::cluster::{SimCluster, quick};
+use potluck_tests::cluster::{Device, SimCluster, quick};
 use potluck_tests::sim::{self, NetConfig, Network};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -38,28 +36,12 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A device on a host of its own.
-fn device(cluster: &mut SimCluster, number: u64) -> (Environment, VaultFolder) {
-    let addresses: Vec<_> = (0..4).map(|_| cluster.new_ip()).collect();
-    let binds: Vec<_> = addresses.into_iter().map(|ip| cluster.bind(ip)).collect();
-    // A session binds anew for each key that it speaks with; on one address the second would find the first.
-    let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let bind: potluck::session::Bind = Arc::new(move |key, gate, limits| {
-        let turn = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        (binds[turn % binds.len()])(key, gate, limits)
-    });
-    let clock = cluster.clock();
-    let environment = Environment { bind, executor: Executor::inline(), clock, seed: Some(seed() + number) };
-    let folder = Home::at(cluster.new_folder().unwrap()).vault("default").unwrap();
-    (environment, folder)
-}
-
 async fn founded(network: Network, count: usize, zones: usize) -> (SimCluster, Session, VaultFolder, Environment) {
     let mut cluster = SimCluster::found(network, seed(), quick()).await.unwrap();
     cluster.grow(count, zones).await.unwrap();
     cluster.settled(seconds(60)).await.unwrap();
     let token = cluster.invite(true).await.unwrap();
-    let (environment, folder) = device(&mut cluster, 1_000);
+    let Device { environment, folder, .. } = cluster.device(1_000).unwrap();
     let scheme = Scheme::new(5, 3).unwrap();
     let (session, _) =
         Session::create(&environment, folder.clone(), &token, Protection::Bare, Some(scheme)).await.unwrap();
@@ -192,7 +174,7 @@ fn two_devices_that_write_at_once_both_keep_their_files() {
     sim::run(seed(), NetConfig::homes(), LIMIT, |network| async move {
         let (mut cluster, session, _, _) = founded(network, 8, 8).await;
         let sheet = session.recovery_sheet();
-        let (environment, folder) = device(&mut cluster, 2_000);
+        let Device { environment, folder, .. } = cluster.device(2_000).unwrap();
         let (other, _) = Session::recover(&environment, folder, &sheet, Protection::Bare).await.unwrap();
         let (ours, theirs) =
             (BTreeMap::from([("ours", noise(7, 90_000))]), BTreeMap::from([("theirs", noise(8, 90_000))]));

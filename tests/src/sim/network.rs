@@ -20,6 +20,9 @@ use super::{NetConfig, PORT, seed_of};
 /// Bytes that wait at a host to be read; more is dropped, as by a kernel.
 const INBOX_LIMIT: usize = 4 << 20;
 
+/// Bytes of IP's and UDP's headers on a packet.
+const HEADERS: usize = 28;
+
 /// How much later than due a late packet is, in latencies.
 const LATE_BY: u32 = 4;
 
@@ -65,6 +68,28 @@ struct Host {
     reader: Option<Waker>,
 }
 
+/// A host's way into the network.
+#[derive(Debug)]
+struct Uplink {
+    rate: u64,
+    queue: u64,
+    /// When all that waits is sent.
+    free: Instant,
+}
+
+impl Uplink {
+    /// The time until a packet has passed; `None` if the queue is full.
+    fn take(&mut self, len: usize) -> Option<Duration> {
+        let (now, wire) = (Instant::now(), (len + HEADERS) as f64 / self.rate as f64);
+        let waits = self.free.saturating_duration_since(now);
+        if waits.as_secs_f64() * self.rate as f64 > self.queue as f64 {
+            return None;
+        }
+        self.free = now + waits + Duration::from_secs_f64(wire);
+        Some(self.free - now)
+    }
+}
+
 #[derive(Debug)]
 struct State {
     begun: Instant,
@@ -73,6 +98,9 @@ struct State {
     ways: BTreeMap<(IpAddr, IpAddr), NetConfig>,
     cut: BTreeSet<(IpAddr, IpAddr)>,
     hosts: BTreeMap<SocketAddr, Host>,
+    uplinks: BTreeMap<IpAddr, Uplink>,
+    /// Longest packet that passes, in bytes.
+    mtu: usize,
     /// By the time they are due, then by the order in which they were sent.
     under_way: BTreeMap<(Instant, u64), (SocketAddr, Packet)>,
     number: u64,
@@ -102,6 +130,8 @@ impl Network {
             ways: BTreeMap::new(),
             cut: BTreeSet::new(),
             hosts: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            mtu: usize::MAX,
             under_way: BTreeMap::new(),
             number: 0,
             stats: NetStats::default(),
@@ -160,6 +190,17 @@ impl Network {
     /// The ways between `one` and `other`, in both directions, get a configuration of their own.
     pub fn set_way(&self, one: IpAddr, other: IpAddr, config: NetConfig) {
         self.state().ways.extend([((one, other), config), ((other, one), config)]);
+    }
+
+    /// What `host` sends goes through a link of `rate` bytes per second, before which up to `queue` bytes wait; more is
+    /// dropped.
+    pub fn limit_uplink(&self, host: IpAddr, rate: u64, queue: u64) {
+        self.state().uplinks.insert(host, Uplink { rate, queue, free: Instant::now() });
+    }
+
+    /// Longer packets (UDP's payload, in bytes) get lost from now on.
+    pub fn limit_packets(&self, mtu: usize) {
+        self.state().mtu = mtu;
     }
 
     /// What became of the packets so far.
@@ -265,11 +306,18 @@ impl State {
         if self.cut.contains(&way) {
             return self.note(Fate::Cut, from, to, data.len());
         }
+        let waits = match self.uplinks.get_mut(&from.ip()) {
+            None => Some(Duration::ZERO),
+            Some(link) => link.take(data.len()),
+        };
+        let Some(waits) = waits.filter(|_| data.len() <= self.mtu) else {
+            return self.note(Fate::Dropped, from, to, data.len());
+        };
         if lost < config.loss {
             return self.note(Fate::Lost, from, to, data.len());
         }
         let data = Bytes::copy_from_slice(data);
-        let mut time = config.latency + config.jitter.mul_f64(jitter);
+        let mut time = waits + config.latency + config.jitter.mul_f64(jitter);
         if late < config.late {
             time += (config.latency * LATE_BY).mul_f64(again);
         }
