@@ -13,8 +13,6 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
-mod fetch;
-#[cfg(target_arch = "x86_64")]
 mod gfni_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
