@@ -4,20 +4,20 @@
 //! the shards as well as whole ones. Nothing here hashes or knows a stripe: whether a shard is what its header says is
 //! for the caller to check, before and after.
 
-mod combine;
+mod kernel;
 mod plan;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::stripe::{SHARDS_LIMIT, Scheme};
-use combine::combine;
+pub use kernel::Level;
 use plan::Planner;
 
 /// Codecs kept for further use. A cluster uses a few schemes; the crate's own cache makes one cost up to 4 MiB.
 const CODECS_LIMIT: usize = 8;
 
-static CODECS: Mutex<BTreeMap<Scheme, Arc<Planner>>> = Mutex::new(BTreeMap::new());
+static CODECS: Mutex<BTreeMap<(Level, Scheme), Arc<Planner>>> = Mutex::new(BTreeMap::new());
 
 /// Why shards could not be coded. Outputs are not to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +60,14 @@ pub enum CodecError {
     /// An index was given twice.
     #[error("index {0} twice")]
     Duplicate(usize),
+    /// The room for what is wanted is not one buffer for each.
+    #[error("{found} buffers for {needed} shards")]
+    Room {
+        /// Buffers given.
+        found: usize,
+        /// Shards wanted.
+        needed: usize,
+    },
 }
 
 /// Encodes and rebuilds stripes of one scheme. Clones share everything.
@@ -73,15 +81,21 @@ impl Codec {
     /// The codec of `scheme`, shared with all others of this scheme in the process while it is in use.
     #[must_use]
     pub fn new(scheme: Scheme) -> Codec {
+        Codec::at(scheme, Level::best())
+    }
+
+    /// The same with instructions that a test or a benchmark chose. The bytes are the same with all of them.
+    #[must_use]
+    pub fn at(scheme: Scheme, level: Level) -> Codec {
         let mut codecs = CODECS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(planner) = codecs.get(&scheme) {
+        if let Some(planner) = codecs.get(&(level, scheme)) {
             return Codec { scheme, planner: planner.clone() };
         }
         if codecs.len() >= CODECS_LIMIT {
             codecs.pop_first();
         }
-        let planner = Arc::new(Planner::new(scheme));
-        codecs.insert(scheme, planner.clone());
+        let planner = Arc::new(Planner::new(scheme, level));
+        codecs.insert((level, scheme), planner.clone());
         Codec { scheme, planner }
     }
 
@@ -119,11 +133,10 @@ impl Codec {
         let step = step.clamp(1, shard_len);
         let mut inputs: Vec<_> = data.chunks_exact(shard_len).map(|shard| shard.chunks(step)).collect();
         let mut outputs: Vec<_> = parity.chunks_exact_mut(shard_len).map(|shard| shard.chunks_mut(step)).collect();
-        let rows: Vec<&[u8]> = self.planner.parity_rows().collect();
         for _ in 0..shard_len.div_ceil(step) {
             let inputs: Vec<&[u8]> = inputs.iter_mut().filter_map(Iterator::next).collect();
             let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().filter_map(Iterator::next).collect();
-            combine(&rows, &inputs, &mut outputs);
+            self.planner.parity_rows().combine(&inputs, &mut outputs);
             let pieces = inputs.iter().copied().chain(outputs.iter().map(|output| &output[..]));
             pieces.enumerate().for_each(|(index, piece)| seen(index, piece));
         }
@@ -135,6 +148,20 @@ impl Codec {
     /// Data and parity alike; what is wanted and present is copied. If ranges are given instead of shards, the same
     /// ranges of the wanted come back. More than k may be present: the k lowest indices are used.
     pub fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError> {
+        let len = present.first().map_or(0, |(_, bytes)| bytes.len());
+        let mut rebuilt: Vec<Vec<u8>> = wanted.iter().map(|_| vec![0; len]).collect();
+        let mut room: Vec<&mut [u8]> = rebuilt.iter_mut().map(Vec::as_mut_slice).collect();
+        self.rebuild_into(present, wanted, &mut room)?;
+        Ok(rebuilt)
+    }
+
+    /// Like [`rebuild`](Self::rebuild), over buffers of the shards' length, one for each wanted.
+    pub fn rebuild_into(
+        &self,
+        present: &[(usize, &[u8])],
+        wanted: &[usize],
+        room: &mut [&mut [u8]],
+    ) -> Result<(), CodecError> {
         let (k, n) = (self.scheme.k(), self.scheme.n());
         let mut shards: [Option<&[u8]>; SHARDS_LIMIT] = [None; SHARDS_LIMIT];
         let len = present.first().map_or(0, |(_, bytes)| bytes.len());
@@ -157,24 +184,29 @@ impl Codec {
                 return Err(CodecError::Duplicate(index));
             }
         }
+        if room.len() != wanted.len() {
+            return Err(CodecError::Room { found: room.len(), needed: wanted.len() });
+        }
+        if let Some(buffer) = room.iter().find(|buffer| buffer.len() != len) {
+            return Err(CodecError::Unequal(len, buffer.len()));
+        }
 
         let (used, inputs): (Vec<usize>, Vec<&[u8]>) =
             shards.iter().enumerate().filter_map(|(index, shard)| Some((index, (*shard)?))).take(k).unzip();
-        let mut rebuilt: Vec<Vec<u8>> =
-            wanted.iter().map(|&index| shards[index].map_or_else(|| vec![0; len], <[u8]>::to_vec)).collect();
-        let missing: Vec<usize> = wanted.iter().copied().filter(|&index| shards[index].is_none()).collect();
-        if !missing.is_empty() {
-            let plan = self.planner.plan(&used);
-            let rows: Vec<&[u8]> = missing.iter().map(|&index| plan.row(index)).collect();
-            let mut outputs: Vec<&mut [u8]> = rebuilt
-                .iter_mut()
-                .zip(wanted)
-                .filter(|&(_, &index)| shards[index].is_none())
-                .map(|(bytes, _)| &mut bytes[..])
-                .collect();
-            combine(&rows, &inputs, &mut outputs);
+        let (mut missing, mut outputs) = (Vec::new(), Vec::new());
+        for (&index, buffer) in wanted.iter().zip(room) {
+            match shards[index] {
+                Some(shard) => buffer.copy_from_slice(shard),
+                None => {
+                    missing.push(index);
+                    outputs.push(&mut **buffer);
+                }
+            }
         }
-        Ok(rebuilt)
+        if !missing.is_empty() {
+            self.planner.rows(&used, &missing).combine(&inputs, &mut outputs);
+        }
+        Ok(())
     }
 }
 

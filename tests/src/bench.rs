@@ -3,6 +3,7 @@
 //! A floor is what cannot be beaten, or the ideal, measured or computed in the same run, so that a figure means the same
 //! on every machine. To add one: a file in `bench/` and a line in `BENCHES`.
 
+mod codec;
 mod files;
 mod load;
 mod memory;
@@ -21,6 +22,7 @@ type Bench = (&'static str, fn(Effort) -> anyhow::Result<Vec<Figure>>);
 
 const BENCHES: &[Bench] = &[
     ("ring", ring::run),
+    ("codec", codec::run),
     ("putget", putget::run),
     ("memory", memory::run),
     ("repair", repair::run),

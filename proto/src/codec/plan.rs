@@ -8,20 +8,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reed_solomon_erasure::galois_8::ReedSolomon;
 
+use super::kernel::{Level, Rows};
 use crate::stripe::Scheme;
 
 /// Plans kept per scheme, at most 16 KiB each. While a few nodes are away, all stripes share few patterns.
 const PLANS_LIMIT: usize = 32;
 
 /// The coefficients of every shard of a stripe, for one choice of k shards to make it from.
-pub(super) struct Plan {
+struct Plan {
     k: usize,
     rows: Vec<u8>,
 }
 
 impl Plan {
     /// The coefficients that make shard `index` from the chosen ones, in their order.
-    pub(super) fn row(&self, index: usize) -> &[u8] {
+    fn row(&self, index: usize) -> &[u8] {
         &self.rows[index * self.k..][..self.k]
     }
 }
@@ -29,9 +30,10 @@ impl Plan {
 /// Makes and keeps the plans of one scheme.
 pub(super) struct Planner {
     scheme: Scheme,
+    level: Level,
     /// The crate's code, which has no form for m = 0.
     code: Option<ReedSolomon>,
-    from_data: Plan,
+    parity: Rows,
     /// Keyed by the bits of the chosen indices.
     plans: Mutex<BTreeMap<u128, Arc<Plan>>>,
 }
@@ -41,20 +43,26 @@ impl Planner {
         clippy::expect_used,
         reason = "a Scheme has 1 <= k, k + m <= 128, which is all that the crate asks for m > 0"
     )]
-    pub(super) fn new(scheme: Scheme) -> Planner {
+    pub(super) fn new(scheme: Scheme, level: Level) -> Planner {
         let code = (scheme.m() > 0).then(|| ReedSolomon::new(scheme.k(), scheme.m()).expect("k and m are in range"));
         let data: Vec<usize> = (0..scheme.k()).collect();
         let from_data = make(scheme, code.as_ref(), &data);
-        Planner { scheme, code, from_data, plans: Mutex::new(BTreeMap::new()) }
+        let parity = Rows::new(level, (scheme.k()..scheme.n()).map(|index| from_data.row(index)));
+        Planner { scheme, level, code, parity, plans: Mutex::new(BTreeMap::new()) }
     }
 
-    /// The coefficients of each parity shard, from the data shards.
-    pub(super) fn parity_rows(&self) -> impl Iterator<Item = &[u8]> {
-        (self.scheme.k()..self.scheme.n()).map(|index| self.from_data.row(index))
+    /// What makes each parity shard from the data shards.
+    pub(super) fn parity_rows(&self) -> &Rows {
+        &self.parity
     }
 
-    /// The plan for making shards from those `chosen`: k different indices below n, rising.
-    pub(super) fn plan(&self, chosen: &[usize]) -> Arc<Plan> {
+    /// What makes the shards `wanted` from those `chosen`: k different indices below n, rising.
+    pub(super) fn rows(&self, chosen: &[usize], wanted: &[usize]) -> Rows {
+        let plan = self.plan(chosen);
+        Rows::new(self.level, wanted.iter().map(|&index| plan.row(index)))
+    }
+
+    fn plan(&self, chosen: &[usize]) -> Arc<Plan> {
         let bits = chosen.iter().fold(0u128, |bits, index| bits | 1 << index);
         let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner).get(&bits).cloned();
         if let Some(plan) = kept {

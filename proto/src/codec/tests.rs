@@ -146,6 +146,9 @@ fn bad_calls_say_what_is_wrong() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(codec.rebuild(&some, &[2, 2]), Err(CodecError::Duplicate(2)));
     assert_eq!(codec.rebuild(&some, &[]), Ok(Vec::new()));
 
+    assert_eq!(codec.rebuild_into(&some, &[2], &mut []), Err(CodecError::Room { found: 0, needed: 1 }));
+    assert_eq!(codec.rebuild_into(&some, &[2], &mut [&mut [0; 5]]), Err(CodecError::Unequal(4, 5)));
+
     assert_eq!(codec.encode(&[0; 7], &mut [0; 4]), Err(CodecError::DataLength { len: 7, k: 3 }));
     assert_eq!(codec.encode(&[0; 6], &mut [0; 5]), Err(CodecError::ParityLength { found: 5, needed: 4 }));
     assert_eq!(codec.encode(&[], &mut []), Ok(()));
